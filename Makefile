@@ -1,0 +1,47 @@
+# fastich: set-up, demo, tests, checks, benchmark. `make help` lists them.
+PYTHON ?= python3
+CUDA ?= cu12
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/$(CUDA).txt
+STAMP := $(VENV)/.installed-$(CUDA)
+EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
+
+.PHONY: help setup demo test check lint types bench clean
+
+help:
+	@echo "make setup   virtual environment in $(VENV), everything from $(CONSTRAINTS) (CUDA=cu13 for CUDA 13)"
+	@echo "make demo    the main job, end to end, on synthetic studies (DICOM=dir LABELS=csv for your own)"
+	@echo "make test    the tests"
+	@echo "make check   lint, types and the tests: what CI runs"
+	@echo "make bench   slices/s of each stage on this machine"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fastich needs Python >= 3.11, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --upgrade 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m fastich.demo $(if $(DICOM),--dicom '$(DICOM)') $(if $(LABELS),--labels '$(LABELS)')
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: setup
+	$(BIN)/python -m mypy
+
+check: lint types test
+
+bench: setup
+	$(BIN)/python bench/throughput.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

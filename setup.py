@@ -1,0 +1,5 @@
+"""The native extension and nothing else; everything that can be declared stands in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
