@@ -37,7 +37,7 @@ def to_hu(stored: NDArray[np.integer], slope: float, intercept: float) -> HuArra
     """
     if slope == 1.0 and float(intercept).is_integer() and abs(intercept) < 2**30:
         wide = stored.astype(np.int64 if stored.dtype.itemsize > 2 else np.int32) + int(intercept)
-        return np.clip(wide, INT16_MIN, INT16_MAX).astype(np.int16)
+        return np.asarray(np.clip(wide, INT16_MIN, INT16_MAX), dtype=np.int16)
     scaled = np.rint(stored.astype(np.float64) * slope + intercept)
     return np.clip(scaled, INT16_MIN, INT16_MAX).astype(np.int16)
 

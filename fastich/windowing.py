@@ -70,7 +70,7 @@ def area_matrix(num_in: int, num_square: int, size: int) -> NDArray[np.float32]:
     left = np.arange(size, dtype=np.float64)[:, None] * scale
     start = np.arange(num_in, dtype=np.float64)[None, :] + pad
     overlap = np.minimum(start + 1, left + scale) - np.maximum(start, left)
-    return (np.maximum(overlap, 0) / scale).astype(np.float32)
+    return np.asarray(np.maximum(overlap, 0) / scale, dtype=np.float32)
 
 
 def resize_area(hu: HuArray, size: int) -> NDArray[np.float32]:
@@ -82,8 +82,7 @@ def resize_area(hu: HuArray, size: int) -> NDArray[np.float32]:
     square = max(height, width)
     above_air = hu.astype(np.float32) - AIR_HU
     rows, columns = area_matrix(height, square, size), area_matrix(width, square, size)
-    small: NDArray[np.float32] = rows @ above_air @ columns.T + np.float32(AIR_HU)
-    return small
+    return np.asarray(rows @ above_air @ columns.T + np.float32(AIR_HU), dtype=np.float32)
 
 
 def window(hu: NDArray[np.floating] | HuArray, win: Window) -> NDArray[np.float32]:
