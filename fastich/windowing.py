@@ -76,11 +76,12 @@ def area_matrix(num_in: int, num_square: int, size: int) -> NDArray[np.float32]:
 def resize_area(hu: HuArray, size: int) -> NDArray[np.float32]:
     """Area mean of ``hu`` [H, W] in HU, centred in a square of air, to float32 [size, size].
 
-    Integer factors are plain block means. Enlarging repeats pixels by the same rule.
+    Integer factors are plain block means. Enlarging repeats pixels by the same rule. Values below air (padding)
+    count as air, as they do in a record.
     """
     height, width = hu.shape
     square = max(height, width)
-    above_air = hu.astype(np.float32) - AIR_HU
+    above_air = np.maximum(hu.astype(np.float32) - AIR_HU, np.float32(0))
     rows, columns = area_matrix(height, square, size), area_matrix(width, square, size)
     return np.asarray(rows @ above_air @ columns.T + np.float32(AIR_HU), dtype=np.float32)
 

@@ -39,6 +39,11 @@ def test_an_oblong_image_is_centred_in_air() -> None:
     assert (out[6:] == -1024).all()
 
 
+def test_padding_counts_as_air() -> None:
+    padded = np.array([[-3024, 100], [-2000, 100]], dtype=np.int16)
+    assert windowing.resize_area(padded, 1)[0, 0] == pytest.approx((-1024 + 100) / 2)
+
+
 def test_brain_window_hits_its_corners() -> None:
     values = np.array([[-10, 0, 40, 80, 90]], dtype=np.int16)
     assert windowing.window(values, WINDOWS["brain"]).tolist() == [[0, 0, 0.5, 1, 1]]

@@ -1,0 +1,1 @@
+"""What answers a scanner or PACS: the serving tower, which never imports torch, DALI or training code."""
