@@ -6,7 +6,6 @@ and using dz inflates volumes by up to 13 %. Source: PS3.3 C.7.6.2.1.1 (position
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from fastich.types import SliceHeader
 SAME_PLACE_MM = 0.01
 """Positions are written with 3 to 7 decimals; no scanner steps by less than 0.1 mm."""
 GAP_FRACTION, GAP_MM = 0.10, 0.3
-"""A distance is irregular when it differs from the median by more than either; and by more than rounding noise."""
+"""A distance is irregular when it differs from the commonest by more than either; and by more than rounding noise."""
 ROUNDING_MM = 0.02
 SAME_DISTANCE_MM = 0.05
 UNIT_TOLERANCE = 0.01
@@ -36,7 +35,7 @@ class SeriesGeometry:
     Attributes:
         order: indices into the headers given, in slice order (feet to head for axial slices).
         z_mm: place of each slice along the normal, in that order; NaN where the header does not say.
-        spacing_mm: median distance between neighbours along the normal, doubles left out; None if unknown.
+        spacing_mm: commonest distance between neighbours along the normal, doubles left out; None if unknown.
         tilt_deg: angle from the normal to the table axis, signed about the patient's x axis; 0 if unknown.
         distances_mm: the N-1 distances between neighbours along the normal; () where order is by number.
         gaps_mm: the distances that differ from ``spacing_mm``, distinct, in order, to 0.01 mm.
@@ -116,7 +115,7 @@ def _by_position(headers: Sequence[SliceHeader], normal: Vector) -> SeriesGeomet
     order = sorted(range(len(headers)), key=lambda i: (round(float(z_mm[i]) / SAME_PLACE_MM), _number_key(headers, i)))
     distances = [max(0.0, float(z_mm[b] - z_mm[a])) for a, b in itertools.pairwise(order)]
     steps = [step for step in distances if step > SAME_PLACE_MM]
-    spacing = statistics.median(steps) if steps else None
+    spacing = _regular_spacing(steps)
     duplicates = tuple(b for b, step in zip(order[1:], distances, strict=True) if step <= SAME_PLACE_MM)
     gaps = _gaps(steps, spacing)
     measured = _measured_tilt(positions[order[-1]] - positions[order[0]], normal)
@@ -131,6 +130,20 @@ def _by_position(headers: Sequence[SliceHeader], normal: Vector) -> SeriesGeomet
         duplicates=duplicates,
         problems=_problems(normal, duplicates, gaps, measured, header_tilt),
     )
+
+
+def _regular_spacing(steps: Sequence[float]) -> float | None:
+    """The commonest distance: the median of the largest group of equal ones, the smaller of two as large.
+
+    A plain median would name the junction's distance where half of a series is thin and half is thick.
+    """
+    if not steps:
+        return None
+    ordered = np.sort(np.asarray(steps, dtype=np.float64))
+    first = np.searchsorted(ordered, ordered - SAME_DISTANCE_MM)
+    end = np.searchsorted(ordered, ordered + SAME_DISTANCE_MM, side="right")
+    commonest = int(np.argmax(end - first))
+    return float(np.median(ordered[first[commonest] : end[commonest]]))
 
 
 def _gaps(steps: Sequence[float], spacing: float | None) -> tuple[float, ...]:

@@ -151,3 +151,10 @@ def test_real_tilted_head_gives_its_tilt_spacing_and_gaps() -> None:
     assert series.geometry.tilt_deg == pytest.approx(18.5, abs=0.01)
     assert series.geometry.spacing_mm == pytest.approx(4.0, abs=0.005)
     assert series.geometry.gaps_mm == (1.08, 7.0)
+
+
+def test_spacing_of_a_half_thin_half_thick_series_is_not_the_junction() -> None:
+    z_mm = np.cumsum([0.0] + [2.45] * 19 + [3.68] + [4.91] * 19)
+    geometry = order_series([header(z) for z in z_mm])
+    assert geometry.spacing_mm == pytest.approx(2.45)
+    assert geometry.gaps_mm == (3.68, 4.91)

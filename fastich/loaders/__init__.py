@@ -1,0 +1,92 @@
+"""``open_loader``: records in, batches for the network out, in an order that (seed, epoch) alone decides.
+
+Two backends make the same tensors: DALI (``dali.py``) and the torch reference (``cpu.py``). Which one runs is said
+once, stands in ``Loader.backend``, and can be demanded.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+
+from fastich.errors import UsageError
+from fastich.loaders import cpu
+from fastich.loaders.config import Batch, LoaderConfig
+from fastich.loaders.source import Source
+from fastich.records.reader import RecordReader
+from fastich.verb import say
+
+try:
+    from fastich.loaders import dali
+except ImportError as error:  # an optional dependency: its absence is reported when a loader is opened
+    HAS_DALI = False
+    WHY_NO_DALI = str(error)
+else:
+    HAS_DALI = True
+    WHY_NO_DALI = ""
+
+__all__ = ["Batch", "Loader", "LoaderConfig", "open_loader"]
+
+
+class Loader:
+    """Batches of one split, epoch by epoch; made by ``open_loader``.
+
+    Attributes:
+        config: what was asked for.
+        reader: the open records.
+        backend: what runs: ``dali-gpu``, ``dali-cpu`` or ``torch-cpu``.
+        num_slices: slices of the split, over all ranks.
+        num_batches: batches of an epoch, the same on every rank.
+    """
+
+    def __init__(self, config: LoaderConfig, reader: RecordReader, backend: str) -> None:
+        self.config, self.reader, self.backend = config, reader, backend
+        self._source = Source(reader, config)
+        self.num_slices = len(self._source.order.rows)
+        self.num_batches = self._source.order.num_steps
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from number ``start_batch`` on (to resume: the number of batches already used).
+
+        Raises:
+            RecordError: a record is damaged; names file and byte offset. The batches before it come out first.
+        """
+        make = cpu.batches if self.backend == "torch-cpu" else dali.batches
+        return make(self._source, epoch, start_batch)
+
+    def close(self) -> None:
+        """Let go of the records."""
+        self.reader.close()
+
+
+def open_loader(config: LoaderConfig) -> Loader:
+    """Open the records and choose the backend.
+
+    Raises:
+        RecordError: the folder is not a complete records folder of this version.
+        UsageError: the backend or device that was demanded is not there, or the split holds no slices.
+    """
+    backend = choose_backend(config.backend, config.device)
+    loader = Loader(config, RecordReader(config.records), backend)
+    _announce(backend, WHY_NO_DALI if config.backend == "auto" else "")
+    return loader
+
+
+def choose_backend(backend: str, device: str) -> str:
+    """The name of the backend that will run, of ``dali-gpu``, ``dali-cpu`` and ``torch-cpu``.
+
+    Raises:
+        UsageError: DALI or CUDA is demanded and absent.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("loader: device cuda was demanded, but torch finds no usable CUDA device; use device cpu")
+    if backend == "dali" and not HAS_DALI:
+        raise UsageError(f"loader: backend dali was demanded but cannot be imported ({WHY_NO_DALI}); use cpu or auto")
+    if backend == "cpu" or not HAS_DALI:
+        return "torch-cpu"
+    return "dali-gpu" if device == "cuda" else "dali-cpu"
+
+
+@functools.cache
+def _announce(backend: str, why: str) -> None:
+    say(f"loader: {backend}" + (f" (no DALI: {why})" if why else ""))

@@ -1,0 +1,1 @@
+"""Slices on disk: TFRecord shards of losslessly packed pixels with an index beside them (docs/records.md)."""
