@@ -64,7 +64,8 @@ def open_loader(config: LoaderConfig) -> Loader:
 
     Raises:
         RecordError: the folder is not a complete records folder of this version.
-        UsageError: the backend or device that was demanded is not there, or the split holds no slices.
+        FastichError: the split does not hold a batch of slices.
+        UsageError: the backend or device that was demanded is not there.
     """
     backend = choose_backend(config.backend, config.device)
     loader = Loader(config, RecordReader(config.records), backend)

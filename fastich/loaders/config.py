@@ -1,0 +1,89 @@
+"""What a loader is asked for and what it gives: the two ends that every backend shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fastich.errors import UsageError
+from fastich.preprocess import NUM_ADJACENT
+from fastich.windowing import DEFAULT_WINDOWS, Window
+
+BACKENDS = ("auto", "dali", "cpu")
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """One loader over one split of a records folder.
+
+    Attributes:
+        records: the records folder.
+        split: train, val or test (labelled rows only); empty for the unlabelled rows; ``all`` for every row.
+        batch_size: slices a batch on this rank; the last batch of an epoch may be smaller.
+        size: side of the square images, pixels.
+        windows: one channel each; with ``adjacent`` only the first is used.
+        adjacent: three channels are slices s-1, s, s+1 of one series (the edge slice repeated) in one window.
+        augment: change each slice at random (``augment.py``).
+        shuffle: permute the order every epoch.
+        balanced: draw with replacement so that every kind of slice comes equally often (``order.balanced_weights``).
+        seed: with the epoch's number it fixes the order and every random change; >= 0.
+        rank: this process among ``world_size``; all ranks make equally many, equally large batches.
+        drop_last: leave out what does not fill a batch on every rank.
+        backend: dali, cpu (the torch reference) or auto: DALI where it is installed.
+        device: where DALI works and leaves the images. The torch backend works on the CPU and pins for ``cuda``.
+        threads: threads that read, decode and resize.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    records: Path
+    split: str
+    batch_size: int
+    size: int = 256
+    windows: tuple[Window, ...] = DEFAULT_WINDOWS
+    adjacent: bool = False
+    augment: bool = False
+    shuffle: bool = False
+    balanced: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        """Check every value once."""
+        for name, least in (("batch_size", 1), ("size", 1), ("seed", 0), ("world_size", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"loader: {name} must be >= {least}, found {getattr(self, name)}")
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(f"loader: rank must be 0 to {self.world_size - 1}, found {self.rank}")
+        if not self.windows:
+            raise UsageError("loader: at least one window is needed")
+        for name, choices in (("backend", BACKENDS), ("device", DEVICES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"loader: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of an image."""
+        return NUM_ADJACENT if self.adjacent else len(self.windows)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """N slices ready for the network.
+
+    Attributes:
+        images: float32 [N, C, S, S] in channels_last memory format; on the GPU from DALI there, else on the CPU.
+        labels: float32 [N, 6] in the order of ``labels.LABELS``, -1 where unknown; on the CPU.
+        rows: int64 [N], row numbers of the reader's index; on the CPU.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
