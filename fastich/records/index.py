@@ -1,8 +1,8 @@
 """What stands beside the shards: index.parquet (one row a slice) and dataset.json (the folder's table of contents).
 
-The index makes every access random (balanced sampling, neighbours, whole studies, exact resume) for some 60 bytes a
-slice. dataset.json is written last, so its presence means "complete"; it holds the hash of every other file and of
-itself, so one short file vouches for the whole folder. Both depend on the input only: no times, no machine names.
+The index makes every access random (balanced sampling, neighbours, whole studies, exact resume) for about 50 bytes a
+slice. dataset.json is written last, so its presence means "complete"; it holds the hash of each shard, of the index
+and of itself, so one short file vouches for the whole folder. Both depend on the input only, not on time or machine.
 """
 
 import hashlib

@@ -1,0 +1,220 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from fastich import metrics
+from fastich.labels import ANY, LABELS
+
+
+def made_up(num_slices: int = 600, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, probabilities and patients: 12 slices a patient, a shift in the scores of each patient."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((num_slices, 6), dtype=np.int8)
+    truth[:, :ANY] = rng.random((num_slices, ANY)) < 0.12
+    truth[:, ANY] = truth[:, :ANY].max(axis=1)
+    patients = np.arange(num_slices) // 12
+    shift = rng.normal(size=patients.max() + 1)[patients, None]
+    scores = 1 / (1 + np.exp(-(rng.normal(size=truth.shape) + shift + 2.5 * truth - 2)))
+    return truth, np.round(scores, 1) if ties else scores, patients
+
+
+def six(column: list[float]) -> np.ndarray:
+    return np.tile(np.array(column)[:, None], (1, 6))
+
+
+def test_auc_and_average_precision_are_right_by_hand() -> None:
+    truth, scores = six([1, 0, 1, 0]), six([0.9, 0.8, 0.7, 0.1])
+    assert metrics.roc_auc(truth, scores)["any"] == pytest.approx(3 / 4)  # 3 of 4 pairs are in order
+    assert metrics.average_precision(truth, scores)["any"] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert metrics.roc_auc(truth, six([0.5] * 4))["macro"] == pytest.approx(0.5)
+
+
+def test_label_with_one_class_is_none_and_left_out_of_macro() -> None:
+    truth, scores, _ = made_up()
+    truth[:, 0], truth[:, 1] = 0, 1
+    for values in (metrics.roc_auc(truth, scores), metrics.average_precision(truth, scores)):
+        assert values["epidural"] is None
+        assert values["intraparenchymal"] is None
+        assert values["macro"] == pytest.approx(np.mean([values[label] for label in LABELS[2:]]))
+    assert metrics.roc_auc(np.zeros((3, 6)), scores[:3])["macro"] is None
+
+
+def test_challenge_metric_equals_its_definition_literally() -> None:
+    truth, scores, _ = made_up(50)
+    scores[0, :], scores[1, :] = 0.0, 1.0
+    total = 0.0
+    for row in range(50):
+        for label, weight in zip(range(6), (1, 1, 1, 1, 1, 2), strict=True):
+            p = min(max(scores[row, label], 1e-15), 1 - 1e-15)
+            total += weight * -(math.log(p) if truth[row, label] else math.log(1 - p)) / 7
+    assert metrics.log_loss_weighted(truth, scores) == pytest.approx(total / 50, rel=1e-9)
+    assert metrics.log_loss_weighted([[0] * 6], [[1.0] * 6]) == pytest.approx(-math.log(1e-15), rel=1e-2)
+    assert metrics.log_loss_weighted([[0, 0, 0, 0, 0, 1]], [[0.0] * 5 + [0.5]]) == pytest.approx(2 * math.log(2) / 7)
+
+
+def test_report_has_the_rows_and_numbers_of_scikit_learn() -> None:
+    truth, scores, _ = made_up()
+    thresholds = np.linspace(0.2, 0.7, 6)
+    report = metrics.classification_report(truth, scores, thresholds)
+    assert list(report) == [*LABELS, "micro avg", "macro avg", "weighted avg", "samples avg"]
+    said = (scores >= thresholds).astype(int)
+    for average in ("micro", "macro", "weighted", "samples"):
+        wanted = sk.precision_recall_fscore_support(truth, said, average=average, zero_division=0)[:3]
+        row = report[f"{average} avg"]
+        assert (row["precision"], row["recall"], row["f1-score"]) == pytest.approx(wanted)
+    assert [report[label]["support"] for label in LABELS] == truth.sum(axis=0).tolist()
+
+
+def test_report_of_labels_never_seen_nor_called_is_zero_without_a_warning() -> None:
+    report = metrics.classification_report(np.zeros((4, 6)), np.full((4, 6), 0.1))
+    assert {value for row in report.values() for value in row.values()} == {0.0}
+
+
+def test_operating_points_count_by_hand() -> None:
+    point = metrics.operating_points(six([1, 1, 1, 0, 0]), six([0.9, 0.5, 0.1, 0.6, 0.2]), 0.5)["subdural"]
+    assert [point[name] for name in ("tp", "fp", "fn", "tn")] == [2, 1, 1, 1]
+    assert (point["sensitivity"], point["specificity"], point["ppv"], point["npv"]) == (2 / 3, 1 / 2, 2 / 3, 1 / 2)
+    none = metrics.operating_points(six([0, 0]), six([0.1, 0.2]), 0.5)["any"]
+    assert none["sensitivity"] is None
+    assert none["ppv"] is None
+
+
+def test_threshold_maximises_f1_and_stands_between_scores() -> None:
+    truth, scores = six([1, 1, 0, 1, 0, 0]), six([0.9, 0.8, 0.6, 0.5, 0.3, 0.1])
+    assert metrics.choose_thresholds(truth, scores) == pytest.approx([0.4] * 6)  # calls 4: P 3/4, R 1; F1 6/7
+    truth, scores, _ = made_up(ties=True)
+    chosen = metrics.choose_thresholds(truth, scores)
+    for index in range(6):
+        f1 = [sk.f1_score(truth[:, index], scores[:, index] >= at) for at in np.arange(-0.05, 1.1, 0.1)]
+        at_chosen = sk.f1_score(truth[:, index], scores[:, index] >= chosen[index])
+        assert at_chosen == pytest.approx(max(f1))
+
+
+def test_label_without_a_positive_falls_back_to_one_half_and_is_named() -> None:
+    truth, scores, _ = made_up()
+    truth[:, 3] = 0
+    assert metrics.choose_thresholds(truth, scores)[3] == 0.5
+    assert metrics.labels_without_positive(truth) == ("subarachnoid",)
+
+
+def test_unknown_rule_is_refused() -> None:
+    truth, scores, _ = made_up(24)
+    with pytest.raises(ValueError, match="expected max-f1, found 'best'"):
+        metrics.choose_thresholds(truth, scores, rule="best")
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_resampled_auc_and_ap_equal_scikit_learn_with_weights(ties: bool) -> None:
+    truth, scores, patients = made_up(240, ties=ties)
+    counts = metrics.resample_counts(20, 8, seed=3)
+    assert (counts.sum(axis=1) == 20).all()
+    auc, precision = metrics.resampled_auc_and_ap(truth[:, 1] == 1, scores[:, 1], patients, counts)
+    for row in range(8):
+        weight = counts[row][patients]
+        assert auc[row] == pytest.approx(sk.roc_auc_score(truth[:, 1], scores[:, 1], sample_weight=weight))
+        wanted = sk.average_precision_score(truth[:, 1], scores[:, 1], sample_weight=weight)
+        assert precision[row] == pytest.approx(wanted)
+
+
+def test_intervals_hold_the_estimate_and_shrink_with_more_patients() -> None:
+    widths = []
+    for num_slices in (480, 4800):
+        truth, scores, patients = made_up(num_slices)
+        found = metrics.bootstrap_intervals(truth, scores, patients, num_resamples=400)
+        points = {"auc": metrics.roc_auc(truth, scores), "average_precision": metrics.average_precision(truth, scores)}
+        for name, values in points.items():
+            for label in LABELS:
+                interval = found[name][label]
+                assert interval is not None
+                assert interval.low < values[label] < interval.high
+        loss = found["log_loss"]["all"]
+        assert loss is not None
+        assert loss.low < metrics.log_loss_weighted(truth, scores) < loss.high
+        widths.append([found["auc"][label].high - found["auc"][label].low for label in LABELS])  # type: ignore[union-attr]
+    assert (np.array(widths[1]) < 0.6 * np.array(widths[0])).all()
+
+
+def test_intervals_resample_patients_not_slices() -> None:
+    truth, scores, patients = made_up(600)
+    by_patient = metrics.bootstrap_intervals(truth, scores, patients, num_resamples=300)["log_loss"]["all"]
+    by_slice = metrics.bootstrap_intervals(truth, scores, np.arange(600), num_resamples=300)["log_loss"]["all"]
+    assert by_patient is not None
+    assert by_slice is not None
+    assert by_patient.high - by_patient.low > 1.3 * (by_slice.high - by_slice.low)
+
+
+def test_equal_seeds_give_equal_intervals() -> None:
+    truth, scores, patients = made_up(120)
+    runs = [metrics.bootstrap_intervals(truth, scores, patients, num_resamples=50, seed=s) for s in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_undefined_resamples_are_skipped_and_counted() -> None:
+    truth, scores, patients = made_up(60)
+    truth[:, 0] = 0
+    truth[:12, 0] = [1, 0] * 6  # one of five patients: absent from (4/5)^5 = 33 % of the resamples
+    truth[:, 1] = 0
+    found = metrics.bootstrap_intervals(truth, scores, patients, num_resamples=500)["auc"]
+    assert found["epidural"] is not None
+    assert 0.25 < found["epidural"].num_undefined / 500 < 0.41
+    assert found["intraparenchymal"] is None
+
+
+def test_sensitivity_intervals_are_at_the_given_thresholds() -> None:
+    truth, scores, patients = made_up()
+    found = metrics.bootstrap_intervals(truth, scores, patients, thresholds=np.full(6, 0.9), num_resamples=100)
+    point = metrics.operating_points(truth, scores, 0.9)["any"]
+    for name in ("sensitivity", "specificity"):
+        interval = found[name]["any"]
+        assert interval is not None
+        assert interval.low <= point[name] <= interval.high
+        assert interval.high - interval.low < 0.3
+
+
+def test_slice_summary_gives_what_an_epoch_logs() -> None:
+    truth, scores, _ = made_up()
+    truth[:, 0] = 0
+    summary = metrics.slice_summary(truth.astype(np.float32), scores.astype(np.float32))
+    said = scores.astype(np.float32) >= 0.5
+    assert summary["precision"]["any"] == pytest.approx(sk.precision_score(truth[:, ANY], said[:, ANY]))
+    assert summary["recall"]["any"] == pytest.approx(sk.recall_score(truth[:, ANY], said[:, ANY]))
+    assert summary["auc"]["any"] == pytest.approx(sk.roc_auc_score(truth[:, ANY], scores[:, ANY]), abs=1e-5)
+    assert [summary[name]["epidural"] for name in ("precision", "recall", "auc")] == [None] * 3
+    assert summary["recall"]["macro"] == pytest.approx(np.mean([summary["recall"][label] for label in LABELS[1:]]))
+    assert metrics.slice_summary(truth, np.zeros((600, 6)))["precision"]["any"] == 0.0
+
+
+def test_roc_points_start_with_nothing_called_and_leave_undefined_labels_out() -> None:
+    truth, scores, _ = made_up()
+    truth[:, 2] = 1
+    curves = metrics.roc_points(truth, scores)
+    assert "intraventricular" not in curves
+    threshold, fpr, tpr = curves["any"]
+    assert (threshold[0], fpr[0], tpr[0], fpr[-1], tpr[-1]) == (np.inf, 0, 0, 1, 1)
+
+
+def test_pr_points_enclose_the_average_precision() -> None:
+    truth, scores, _ = made_up()
+    truth[:, 2] = 0
+    curves = metrics.pr_points(truth, scores)
+    assert "intraventricular" not in curves
+    recall, precision = curves["any"]
+    area = float(-np.sum(np.diff(recall) * precision[:-1]))
+    assert area == pytest.approx(metrics.average_precision(truth, scores)["any"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "probability", "match"),
+    [
+        (np.zeros((2, 5)), np.zeros((2, 5)), r"expected two \[N, 6\]"),
+        (np.zeros((0, 6)), np.zeros((0, 6)), "N > 0"),
+        (np.full((2, 6), -1), np.zeros((2, 6)), "expected 0 or 1"),
+        (np.zeros((2, 6)), np.full((2, 6), np.nan), "not finite"),
+    ],
+)
+def test_input_that_has_no_meaning_is_refused(labels: np.ndarray, probability: np.ndarray, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        metrics.log_loss_weighted(labels, probability)
