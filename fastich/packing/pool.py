@@ -1,0 +1,146 @@
+"""A process pool that survives being killed, and a lock that keeps two packs out of one folder.
+
+Workers are spawned, not forked: a fork copies the locks of threads that do not exist in the child. A killed parent
+leaves orphans that may still be writing, so each worker watches its parent and holds a share of the folder's lock:
+the next pack waits until the last orphan is gone. Cost: about 1 s to start a worker; one worker means no pool at all.
+"""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TypeVar
+
+from fastich.errors import FastichError
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+LOCK_WAIT_S = 10.0
+"""How long to wait for the orphans of a killed pack; they notice within WATCH_S."""
+WATCH_S = 0.2
+BLAS_THREADS = "OMP_NUM_THREADS"
+
+
+@contextlib.contextmanager
+def folder_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``: exclusively while taking it, then shared with this pack's own workers.
+
+    Raises:
+        FastichError: another pack, or what a killed one left running, holds it.
+    """
+    with path.open("a") as handle:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while not (_try_lock(handle, fcntl.LOCK_EX) and _try_lock(handle, fcntl.LOCK_SH)):
+            if time.monotonic() > deadline:
+                raise FastichError(f"{path.parent.parent}: another pack is writing here; wait for it or stop it")
+            time.sleep(WATCH_S)
+        yield
+
+
+def _try_lock(handle: IO[str], kind: int) -> bool:
+    """Take or change the lock without waiting; a change is not atomic, so it can be lost to another process."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Workers:
+    """``map`` over processes that share the lock; a context manager. One worker runs the jobs right here."""
+
+    def __init__(self, num_workers: int, lock: Path) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._stack = contextlib.ExitStack()
+        self._not_ours = set(multiprocessing.active_children())
+        if num_workers > 1:
+            self._stack.enter_context(_environment(BLAS_THREADS, "1"))
+            self._pool = ProcessPoolExecutor(
+                num_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(os.getpid(), str(lock)),
+            )
+
+    def map(self, function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
+        """Results in the order in which they are ready.
+
+        Raises:
+            FastichError: a worker process was killed.
+        """
+        if self._pool is None:
+            yield from map(function, jobs)
+            return
+        try:
+            with _interrupts_blocked():
+                pending: list[Future[R]] = [self._pool.submit(function, job) for job in jobs]
+            for done in as_completed(pending):
+                yield done.result()
+        except BrokenProcessPool:
+            raise FastichError(
+                "a worker process was killed (out of memory?); what is done is kept: repeat with --resume, "
+                "and with fewer --workers"
+            ) from None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the workers; after an error stop them at once, for a shard half done is done again anyway."""
+        if kind is not None:
+            for process in set(multiprocessing.active_children()) - self._not_ours:
+                process.terminate()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach: it goes to the whole group, and only the parent has a say in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Let processes started meanwhile see ``name=value`` unless the user has set it."""
+    before = os.environ.get(name)
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+_held_lock: IO[str] | None = None
+"""A worker's share of the lock, open as long as the process lives."""
+
+
+def _start_worker(parent: int, lock: str) -> None:
+    global _held_lock
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    _held_lock = Path(lock).open("a")  # noqa: SIM115
+    fcntl.flock(_held_lock, fcntl.LOCK_SH)
+
+
+def _watch_parent(parent: int) -> None:
+    """End this process soon after its parent has gone, whatever it is doing."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    os._exit(1)
