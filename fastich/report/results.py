@@ -1,0 +1,147 @@
+"""An evaluation as one dict of plain numbers: what metrics.json holds and what the report shows.
+
+Built from two prediction tables (columns of predictions.parquet: row, sop_uid, study_uid, patient_id, the six labels,
+p_<label>), so a report can be made again from the files without the model. Thresholds come from validation only.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fastich import metrics
+from fastich.labels import LABELS
+from fastich.metrics import Interval
+
+THRESHOLD_RULE = "max-f1"
+PROBABILITY_COLUMNS = [f"p_{label}" for label in LABELS]
+
+
+def truth_and_scores(predictions: pd.DataFrame) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Labels int8 [N, 6] and probabilities float64 [N, 6] of a prediction table."""
+    return predictions[list(LABELS)].to_numpy(np.int8), predictions[PROBABILITY_COLUMNS].to_numpy(np.float64)
+
+
+def by_label(values: Any) -> dict[str, float]:
+    """Six values as ``{label: value}``."""
+    return {label: float(value) for label, value in zip(LABELS, values, strict=True)}
+
+
+def choose_on_validation(validation: pd.DataFrame) -> dict[str, Any]:
+    """The content of thresholds.json: rule, where it was applied, six thresholds, labels that fell back to 0.5."""
+    truth, scores = truth_and_scores(validation)
+    return {
+        "rule": THRESHOLD_RULE,
+        "split": "val",
+        "thresholds": by_label(metrics.choose_thresholds(truth, scores, THRESHOLD_RULE)),
+        "fallback_labels": list(metrics.labels_without_positive(truth)),
+    }
+
+
+def summarise(
+    predictions: pd.DataFrame, thresholds: dict[str, Any], *, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Every number of the evaluation of ``predictions``, JSON-ready (undefined is ``None``).
+
+    ``thresholds`` is the result of ``choose_on_validation``. Keys: counts, ``prevalence``, ``log_loss``, ``study_any``,
+    ``thresholds``; per label ``auc``, ``average_precision``, and at the thresholds ``sensitivity``, ``specificity``;
+    ``reports`` and ``operating_points``, each ``at_0.5`` and ``at_thresholds``. An interval comes as an ``estimate``.
+    """
+    truth, scores = truth_and_scores(predictions)
+    chosen = np.array([thresholds["thresholds"][label] for label in LABELS])
+    points = {"at_0.5": np.full(len(LABELS), metrics.DEFAULT_THRESHOLD), "at_thresholds": chosen}
+    operating = {name: metrics.operating_points(truth, scores, at) for name, at in points.items()}
+    intervals = metrics.bootstrap_intervals(
+        truth, scores, predictions["patient_id"], thresholds=chosen, num_resamples=num_resamples, seed=seed
+    )
+    values = {"auc": metrics.roc_auc(truth, scores), "average_precision": metrics.average_precision(truth, scores)}
+    for rate in ("sensitivity", "specificity"):
+        values[rate] = {label: operating["at_thresholds"][label][rate] for label in LABELS}
+    return {
+        "num_slices": len(predictions),
+        "num_studies": int(predictions["study_uid"].nunique()),
+        "num_patients": int(predictions["patient_id"].nunique()),
+        "prevalence": metrics.prevalence(truth),
+        "num_positive": dict(zip(LABELS, truth.sum(axis=0, dtype=np.int64).tolist(), strict=True)),
+        "log_loss": estimate(metrics.log_loss_weighted(truth, scores), intervals["log_loss"]["all"]),
+        **{
+            name: {label: estimate(value, intervals[name].get(label)) for label, value in found.items()}
+            for name, found in values.items()
+        },
+        "intervals": {"level": metrics.LEVEL, "num_resamples": num_resamples, "unit": "patient"},
+        "thresholds": thresholds,
+        "reports": {name: metrics.classification_report(truth, scores, at) for name, at in points.items()},
+        "operating_points": operating,
+        "study_any": study_level(predictions, num_resamples, seed),
+    }
+
+
+def estimate(value: float | None, interval: Interval | None = None) -> dict[str, Any]:
+    """``{"value", "low", "high", "num_undefined"}``; ``None`` for what is not defined or has no interval."""
+    span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else asdict(interval)
+    return {"value": value, **span}
+
+
+def study_level(predictions: pd.DataFrame, num_resamples: int, seed: int) -> dict[str, Any]:
+    """AUC of whole studies: the score is the largest p(any) of a study's slices, the truth whether any slice bleeds."""
+    studies = predictions.groupby("study_uid", sort=False).agg(
+        score=("p_any", "max"), truth=("any", "max"), patient=("patient_id", "first")
+    )
+    truth, score = studies["truth"].to_numpy() == 1, studies["score"].to_numpy(np.float64)
+    names, of_study = np.unique(studies["patient"].to_numpy(str), return_inverse=True)
+    counts = metrics.resample_counts(len(names), num_resamples, seed)
+    values, _ = metrics.resampled_auc_and_ap(truth, score, of_study, counts)
+    return {
+        "rule": "max over slices",
+        "num_positive": int(truth.sum()),
+        "auc": estimate(metrics.binary_auc(truth, score), metrics.percentile_interval(values)),
+    }
+
+
+def report_table(measured: dict[str, Any]) -> pd.DataFrame:
+    """The content of report.csv: both classification reports, one line a row of them."""
+    lines = [
+        {"threshold": name.removeprefix("at_"), "row": row, **values}
+        for name, report in measured["reports"].items()
+        for row, values in report.items()
+    ]
+    return pd.DataFrame(lines).astype({"support": np.int64})
+
+
+def roc_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The content of roc.csv: ``label, threshold, fpr, tpr``; a label with one class has no lines."""
+    curves = metrics.roc_points(*truth_and_scores(predictions))
+    parts = [
+        pd.DataFrame({"label": label, "threshold": threshold, "fpr": fpr, "tpr": tpr})
+        for label, (threshold, fpr, tpr) in curves.items()
+    ]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["label", "threshold", "fpr", "tpr"])
+
+
+def interval_text(found: dict[str, Any]) -> str:
+    """``(0.975 to 0.995)`` of an ``estimate``, or nothing where it has no interval."""
+    return "" if found["low"] is None else f"({found['low']:.3f} to {found['high']:.3f})"
+
+
+def text_table(measured: dict[str, Any]) -> str:
+    """The headline for a terminal: one line a label, then the counts, the log loss and the studies."""
+    columns = f"{'AUC':>8}{'95 % interval':>20}{'AP':>8}{'threshold':>11}{'sens.':>8}{'spec.':>8}"
+    lines = [f"{'label':18}{'positives':>10}{columns}"]
+    for label in LABELS:
+        span = interval_text(measured["auc"][label])
+        auc, average = (_cell(measured[name][label]["value"]) for name in ("auc", "average_precision"))
+        at = _cell(measured["thresholds"]["thresholds"][label])
+        rates = "".join(_cell(measured[name][label]["value"]) for name in ("sensitivity", "specificity"))
+        lines.append(f"{label:18}{measured['num_positive'][label]:>10}{auc}{span:>20}{average}{at:>11}{rates}")
+    lines.append(
+        f"{measured['split']}: {measured['num_slices']} slices, {measured['num_studies']} studies, "
+        f"{measured['num_patients']} patients; weighted log loss {measured['log_loss']['value']:.4f}; "
+        f"AUC of studies {_cell(measured['study_any']['auc']['value']).strip()}"
+    )
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:>8.3f}"

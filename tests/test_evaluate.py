@@ -1,0 +1,240 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from fastich import checkpoint, evaluate, metrics
+from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
+from fastich.evaluate import EvaluateConfig
+from fastich.labels import ANY, LABELS
+from fastich.models.densenet import build_model
+from fastich.records import codec
+from fastich.records.index import index_frame, shard_name
+from fastich.records.reader import RecordReader
+from fastich.records.writer import ShardWriter, finish_dataset
+from fastich.report import figures, pictures
+from fastich.report.results import PROBABILITY_COLUMNS
+from fastich.windowing import DEFAULT_WINDOWS
+
+SIZE = 32
+SPLITS = ("train", "val", "val", "val", "test", "test", "test", "test")
+"""Of each study; every study is a patient of six slices, of which the middle two bleed in every second study."""
+
+
+class Brightness(nn.Module):
+    """A network that knows the toy's secret: bleeding slices are brighter. p(any) comes out below p(subdural)."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logit = (images[:, 0].mean(dim=(1, 2)) - 0.5) * 6
+        return torch.stack([logit] * 5 + [logit - 1], dim=1)
+
+
+def write_records(path: Path, *, unlabelled_row: int = -1, salt: str = "") -> None:
+    """Eight studies of six slices, 40 x 40 pixels, uniform brain in noise."""
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    with ShardWriter(path / shard_name(0, 1)) as writer:
+        for study, split in enumerate(SPLITS):
+            for z in range(6):
+                bleeds = study % 2 == 1 and z in (2, 3)
+                labels = [-1] * 6 if len(rows) == unlabelled_row else [0, int(bleeds), 0, 0, int(bleeds), int(bleeds)]
+                hu = rng.normal(58 if bleeds else 45, 4) + rng.normal(0, 3, (40, 40))
+                stored = (hu + 1024).astype(np.uint16)
+                place = writer.append(codec.encode(stored), 40, 40, labels, f"ID_{len(rows):09x}")
+                uids = {"sop_uid": f"ID_{len(rows):09x}", "study_uid": f"s{study}{salt}", "series_uid": f"s{study}.1"}
+                spacing = dict.fromkeys(("row_spacing_mm", "col_spacing_mm", "slice_spacing_mm"), 5.0)
+                rows.append(
+                    uids
+                    | {
+                        "patient_id": f"p{study}",
+                        "z_mm": 5.0 * z,
+                        "tilt_deg": 0.0,
+                        "height": 40,
+                        "width": 40,
+                        "shard": 0,
+                    }
+                    | spacing
+                    | {name: getattr(place, name) for name in place.__slots__}
+                    | {"pixel_sha1": hashlib.sha1(stored.tobytes()).hexdigest(), "split": split}
+                    | dict(zip(LABELS, labels, strict=True))
+                    | {"encoding": "toy", "source": f"{len(rows)}.dcm"}
+                )
+    meta = {"codec": "lbp", "size": None, "split": {}, "shards": [writer.close()], "rejects": None, "versions": {}}
+    finish_dataset(path, index_frame(rows), meta)
+
+
+def write_run(path: Path, dataset_sha256: str) -> None:
+    """A run folder with a random network in it."""
+    torch.manual_seed(0)
+    windows = [{"center_hu": win.center_hu, "width_hu": win.width_hu} for win in DEFAULT_WINDOWS]
+    meta = {
+        "epoch": 2,
+        "config": {"size": SIZE, "lr": 5e-4},
+        "input": {"size": SIZE, "windows": windows, "adjacent": False},
+        "dataset_sha256": dataset_sha256,
+    }
+    checkpoint.save(path / checkpoint.BEST, meta, checkpoint.model_tensors(build_model(weights="none")))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``records`` and a ``run`` that was trained on them."""
+    made = tmp_path_factory.mktemp("evaluate")
+    write_records(made / "records")
+    with RecordReader(made / "records") as reader:
+        write_run(made / "run", reader.dataset_sha256)
+    return made
+
+
+@pytest.fixture(scope="module")
+def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one evaluation with the network that knows the secret."""
+    out = tmp_path_factory.mktemp("out") / "evaluation"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "load_run", lambda *_: loaded(base))
+        patch.setattr(pictures, "draw", no_pictures)
+        evaluate.evaluate(config(base, out))
+    return out
+
+
+def no_pictures(*_: Any) -> tuple[dict[str, bytes], list[Any]]:
+    """Pictures cost seconds; test_report draws them all."""
+    return {}, []
+
+
+def loaded(base: Path) -> checkpoint.LoadedRun:
+    run = checkpoint.load_run(base / "run")
+    return checkpoint.LoadedRun(**{**vars(run), "model": Brightness()})
+
+
+def config(base: Path, out: Path | None, **changes: Any) -> EvaluateConfig:
+    values: dict[str, Any] = {"batch_size": 4, "loader": "cpu", "device": "cpu", "threads": 1, "bootstrap": 50}
+    return EvaluateConfig(run=base / "run", records=base / "records", out=out, **(values | changes))
+
+
+def test_every_slice_of_the_split_is_predicted_once_in_row_order(base: Path, evaluated: Path) -> None:
+    table = pd.read_parquet(evaluated / "predictions.parquet")
+    with RecordReader(base / "records") as reader:
+        assert table["row"].tolist() == reader.rows("test").tolist()
+        same = reader.index.loc[table["row"]].reset_index(drop=True)
+    names = ["sop_uid", "study_uid", "patient_id", *LABELS]
+    assert list(table.columns) == ["row", *names, *PROBABILITY_COLUMNS]
+    pd.testing.assert_frame_equal(table[names], same[names], check_dtype=False)
+
+
+def test_any_is_raised_to_the_largest_subtype(evaluated: Path) -> None:
+    scores = pd.read_parquet(evaluated / "predictions.parquet")[PROBABILITY_COLUMNS].to_numpy()
+    assert scores.dtype == np.float64
+    assert (scores[:, ANY] == scores[:, :ANY].max(axis=1)).all()
+
+
+def test_metrics_json_holds_the_numbers_of_the_predictions(evaluated: Path) -> None:
+    measured = json.loads((evaluated / "metrics.json").read_text())
+    table = pd.read_parquet(evaluated / "predictions.parquet")
+    truth, scores = table[list(LABELS)].to_numpy(), table[PROBABILITY_COLUMNS].to_numpy()
+    assert {label: found["value"] for label, found in measured["auc"].items()} == metrics.roc_auc(truth, scores)
+    assert measured["auc"]["any"]["value"] > 0.9
+    assert measured["auc"]["any"]["low"] <= measured["auc"]["any"]["value"] <= measured["auc"]["any"]["high"]
+    assert measured["auc"]["epidural"]["value"] is None
+    assert measured["log_loss"]["value"] == pytest.approx(metrics.log_loss_weighted(truth, scores))
+    assert (measured["num_slices"], measured["num_studies"], measured["num_patients"]) == (24, 4, 4)
+    assert measured["prevalence"]["any"] == pytest.approx(4 / 24)
+    assert measured["dataset"]["same_as_training"] is True
+    assert measured["machine"]["loader"] == "torch-cpu"
+    assert measured["slices_per_s"] > 0
+    assert measured["config"] == {"size": SIZE, "lr": 5e-4}
+
+
+def test_thresholds_json_is_what_validation_alone_gives(evaluated: Path) -> None:
+    chosen = json.loads((evaluated / "thresholds.json").read_text())
+    table = pd.read_parquet(evaluated / "predictions-val.parquet")
+    wanted = metrics.choose_thresholds(table[list(LABELS)], table[PROBABILITY_COLUMNS])
+    assert list(chosen["thresholds"].values()) == pytest.approx(wanted.tolist())
+    assert chosen["split"] == "val"
+    assert chosen["fallback_labels"] == ["epidural", "intraventricular", "subarachnoid"]
+
+
+def test_verb_runs_a_real_network_and_prints_json(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "draw_all", lambda *_: {"roc_any": b"drawn for real in test_report"})
+    (base / "run" / "curves").mkdir()
+    (base / "run" / "curves" / "loss.png").write_bytes(b"\x89PNG training curve")
+    flags = ["--run", str(base / "run"), "--records", str(base / "records"), "--bootstrap", "20", "--threads", "1"]
+    assert evaluate.main([*flags, "--loader", "cpu", "--device", "cpu", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    folder = base / "run" / "evaluation-test"
+    assert printed == json.loads((folder / "metrics.json").read_text())
+    assert (folder / "figures" / "roc_any.png").exists()
+    assert 'alt="loss by epoch"' in (folder / "report.html").read_text()
+    with pytest.raises(UsageError, match="give --overwrite, or choose another --out"):
+        evaluate.main(flags)
+
+
+def test_records_of_another_data_set_are_refused_unless_meant(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "draw", no_pictures)
+    write_records(tmp_path / "records", salt="x")
+    other = {"records": tmp_path / "records"}
+    flags = {**vars(config(base, tmp_path / "out")), **other}
+    with pytest.raises(RecordError, match=r"expected the records that .* was trained on .* --other-dataset"):
+        evaluate.evaluate(EvaluateConfig(**flags))
+    measured = evaluate.evaluate(EvaluateConfig(**{**flags, "other_dataset": True}))
+    assert measured["dataset"]["same_as_training"] is False
+    assert "Another data set than the one trained on" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_validation_split_can_be_judged_and_is_predicted_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = evaluate.predict_split
+
+    def spy(*args: Any) -> evaluate.Pass:
+        seen.append(args[-1])
+        return real(*args)
+
+    monkeypatch.setattr(evaluate, "load_run", lambda *_: loaded(base))
+    monkeypatch.setattr(evaluate, "predict_split", spy)
+    monkeypatch.setattr(pictures, "draw", no_pictures)
+    evaluate.evaluate(config(base, tmp_path / "out", split="val"))
+    assert seen == ["val"]
+    assert "optimistic" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_slices_without_a_label_are_refused(base: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "records", unlabelled_row=len(SPLITS) * 6 - 1)
+    flags = {**vars(config(base, tmp_path / "out")), "records": tmp_path / "records", "other_dataset": True}
+    with pytest.raises(RecordError, match="split 'test', found 1 without"):
+        evaluate.evaluate(EvaluateConfig(**flags))
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_probability_that_is_not_finite_names_the_slice() -> None:
+    index = pd.DataFrame(
+        {name: ["a", "b"] for name in ("sop_uid", "study_uid", "patient_id")} | dict.fromkeys(LABELS, 0)
+    )
+    bad = np.array([[0.5] * 6, [np.nan] * 6])
+    with pytest.raises(FastichError, match="not finite for 1 slices, first a"):
+        evaluate.prediction_table(index, np.array([1, 0]), bad)
+
+
+def test_missing_run_is_named_and_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
+    flags = {**vars(config(base, None)), "run": tmp_path / "run"}
+    with pytest.raises(CheckpointError, match="no such run folder"):
+        evaluate.evaluate(EvaluateConfig(**flags))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["batch_size", "bootstrap"])
+def test_values_without_meaning_are_refused(base: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} must be >= 1, found 0"):
+        config(base, None, **{name: 0})
