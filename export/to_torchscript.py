@@ -1,0 +1,18 @@
+"""A trained run becomes a model folder: model.ts with the preprocessing inside, and model.json.
+
+    python export/to_torchscript.py --run RUN --out MODEL_DIR [--evaluation EVAL] [--records RECORDS]
+
+Both commands of this folder may fill the same MODEL_DIR, in either order. Parity with the trained network is measured
+before anything is written; see fastich/export.py.
+"""
+
+from fastich import export, verb
+
+
+def main(argv: list[str]) -> None:
+    """Write model.ts and model.json."""
+    export.main(argv, formats=("torchscript",), prog="python export/to_torchscript.py")
+
+
+if __name__ == "__main__":
+    verb.run(main)

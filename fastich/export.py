@@ -1,0 +1,375 @@
+"""A trained network becomes one folder that crosses to serving: model.onnx and/or model.ts, and model.json last.
+
+Each file takes HU and does the preprocessing itself. Nothing is written until the file, run by its own engine on
+real-looking HU, agrees with the network behind the numpy preprocessing. The same command gives the same bytes, and no
+path of this machine is in them. ONNX takes about 15 s of one core and TorchScript 3 s; then each form of the model runs
+on the parity slices.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import fastich
+from fastich import artifact as contract
+from fastich import labels as label_rules
+from fastich.artifact import MANIFEST, ONNX_FILE, OUTPUTS, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
+from fastich.checkpoint import LoadedRun, load_run
+from fastich.errors import ArtifactError, UsageError
+from fastich.files import atomic_path
+from fastich.hu import AIR_HU
+from fastich.models.serving import Front, ServingModel
+from fastich.models.torchscript import load_torchscript, torchscript_bytes
+from fastich.parity import Answer, Runner, batches_of, check_parity, parity, synthetic_heads
+from fastich.records.reader import RecordReader
+from fastich.types import HuArray
+from fastich.verb import add_config_flags, config_from_args, option, parser, required, say
+from fastich.verb import run as from_command_line
+from fastich.windowing import preprocess, preprocess_adjacent
+
+OPSET = 18
+EVALUATION_KEYS = (
+    "split",
+    "num_slices",
+    "num_studies",
+    "num_patients",
+    "prevalence",
+    "auc",
+    "average_precision",
+    "log_loss",
+    "intervals",
+    "study_any",
+)
+"""What model.json repeats of an evaluation's metrics.json; the rest stays in the report."""
+PATHS_IN_CONFIG = ("records", "out", "run")
+"""Fields of a training config that name folders of the machine it ran on: not for model.json."""
+HEADS_BESIDE_RECORDS = 4
+"""Records may have been packed at the network's size; these, in scanner sizes, make sure that resizing is compared."""
+EXAMPLE_SHAPE = (2, 96, 80)
+"""What the exporters trace with: no two sides equal, so that a side taken for another cannot go unseen."""
+ROLES = {
+    ONNX_FILE: "preprocessing, network and class maps for ONNX Runtime",
+    TORCHSCRIPT_FILE: "the same graph for torch.jit.load",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export, where to, and what to state in model.json."""
+
+    run: Path = required("run folder that training wrote")
+    out: Path = required("model folder; both export commands may fill the same one")
+    which: str = option("best", "which checkpoint", choices=("best", "last"))
+    evaluation: Path | None = option(None, "evaluation folder: its thresholds and metrics go into model.json")
+    records: Path | None = option(None, "records whose test split parity is measured on (otherwise synthetic heads)")
+    parity_slices: int = option(32, "slices that parity is measured on")
+
+    def __post_init__(self) -> None:
+        """Refuse a parity check that checks nothing."""
+        if self.parity_slices < 1:
+            raise ValueError(f"--parity-slices: expected at least 1, found {self.parity_slices}")
+
+
+def export_onnx(run: Path, out: Path, **options: Any) -> Artifact:
+    """Write ``out``/model.onnx and model.json; ``options`` are the other fields of ``ExportConfig``.
+
+    Raises:
+        UsageError: ``out`` holds another model.
+        ArtifactError: the file does not agree with the network.
+        CheckpointError: ``run`` cannot be loaded.
+    """
+    return export(ExportConfig(run=run, out=out, **options), ONNX_FILE)
+
+
+def export_torchscript(run: Path, out: Path, **options: Any) -> Artifact:
+    """Write ``out``/model.ts and model.json; see ``export_onnx``."""
+    return export(ExportConfig(run=run, out=out, **options), TORCHSCRIPT_FILE)
+
+
+def export(config: ExportConfig, name: str) -> Artifact:
+    """Write ``name``, one of ``model.onnx`` and ``model.ts``, then model.json; see ``export_onnx``."""
+    loaded = load_run(config.run, config.which)
+    started = _start(config, loaded, name)
+    config.out.mkdir(parents=True, exist_ok=True)
+    serving = ServingModel(Front(loaded.size, loaded.windows, loaded.adjacent), loaded.model)
+    content = onnx_bytes(serving) if name == ONNX_FILE else torchscript_bytes(serving, example())
+    report = _measure(config, loaded, started, name, content)
+    entry = FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content), role=ROLES[name])
+    finished = dataclasses.replace(
+        started, files={**started.files, name: entry}, parity={**started.parity, **report}, versions=_versions()
+    )
+    with atomic_path(config.out / name) as temporary:
+        temporary.write_bytes(content)
+    contract.write_manifest(config.out, finished)
+    return finished
+
+
+def _measure(config: ExportConfig, loaded: LoadedRun, started: Artifact, name: str, content: bytes) -> dict[str, Any]:
+    """Parity of ``content`` with the network and with the other file of the folder, where there is one."""
+    contents = {other: contract.read_verified(config.out, started, other) for other in started.files if other != name}
+    contents[name] = content
+    runners = {"torch": torch_runner(loaded)} | {key: file_runner(key, contents[key]) for key in sorted(contents)}
+    batches, source = parity_input(config)
+    found = parity(runners, batches, started.thresholds)
+    report = {pair: values | {"input": source} for pair, values in found.items() if name in pair}
+    check_parity(report)
+    return report
+
+
+def _start(config: ExportConfig, loaded: LoadedRun, name: str) -> Artifact:
+    """The artifact before this export: that of ``config.out`` if it is of the same network, else a new one."""
+    base = Artifact(
+        windows=loaded.windows,
+        size=loaded.size,
+        adjacent=loaded.adjacent,
+        weights_sha256=weights_sha256(loaded.model),
+        dataset_sha256=loaded.dataset_sha256,
+        epoch=loaded.epoch,
+        config=shipped_config(loaded.config),
+    )
+    if (config.out / MANIFEST).exists():
+        base = _same_network(config.out, base)
+    elif (config.out / name).exists():
+        raise UsageError(f"{config.out / name} exists without {MANIFEST}: remove it or choose another --out")
+    if config.evaluation is None:
+        return base
+    evaluation = read_evaluation(config.evaluation, loaded)
+    return dataclasses.replace(base, thresholds=evaluation.thresholds, metrics=evaluation.metrics)
+
+
+def _same_network(out: Path, new: Artifact) -> Artifact:
+    try:
+        old = contract.read_manifest(out)
+    except ArtifactError as error:
+        raise UsageError(f"{error}; or choose another --out") from error
+    if (old.weights_sha256, old.size, old.windows) != (new.weights_sha256, new.size, new.windows):
+        raise UsageError(
+            f"{out / MANIFEST}: expected weights {new.weights_sha256[:12]}, found {old.weights_sha256[:12]}, "
+            "another model; remove it or choose another --out"
+        )
+    return dataclasses.replace(new, **{key: getattr(old, key) for key in ("thresholds", "metrics", "files", "parity")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation folder adds to model.json."""
+
+    thresholds: Thresholds
+    metrics: dict[str, Any]
+
+
+def read_evaluation(folder: Path, loaded: LoadedRun) -> Evaluation:
+    """Thresholds and the main metrics with their intervals, from what ``fastich.evaluate`` wrote.
+
+    Raises:
+        UsageError: a file is missing or holds something else, or another network was evaluated.
+    """
+    path = folder
+    try:
+        path = folder / "thresholds.json"
+        chosen = json.loads(path.read_text(encoding="utf-8"))
+        thresholds = contract.parse_thresholds(chosen["thresholds"], f"{chosen['rule']} on {chosen['split']}")
+        path = folder / "metrics.json"
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: metrics[key] for key in EVALUATION_KEYS} | {"dataset_sha256": metrics["dataset"]["dataset_sha256"]}
+        found = (metrics["config"], metrics["model"]["epoch"], metrics["dataset"]["trained_on_sha256"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise UsageError(f"{path}: expected what fastich.evaluate writes, found {what}") from error
+    if found != (loaded.config, loaded.epoch, loaded.dataset_sha256):
+        raise UsageError(
+            f"{path}: expected an evaluation of {loaded.run}, epoch {loaded.epoch}, "
+            f"found one of another network, epoch {found[1]}; evaluate this run again"
+        )
+    return Evaluation(thresholds=thresholds, metrics=kept)
+
+
+def shipped_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A training config without the paths of the machine that it ran on (a weights file keeps its bare name)."""
+    kept = {key: value for key, value in config.items() if key not in PATHS_IN_CONFIG}
+    return kept | ({"weights": Path(kept["weights"]).name} if "weights" in kept else {})
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Identity of a network: hex SHA-256 over names and little-endian bytes of its tensors."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "fastich": fastich.__version__,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "opset": OPSET,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def example() -> torch.Tensor:
+    """Slices of air that the exporters trace with, int16 [N, H, W]."""
+    return torch.full(EXAMPLE_SHAPE, AIR_HU, dtype=torch.int16)
+
+
+def onnx_bytes(serving: ServingModel) -> bytes:
+    """The graph as one self-contained ONNX file with free N, H and W, checked by ``onnx.checker``.
+
+    Raises:
+        ArtifactError: the checker found a fault.
+    """
+    free = torch.export.Dim.DYNAMIC
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec")  # torch 2.10's own exporter
+        logger.setLevel(logging.ERROR)  # it warns about torchvision operators that are not in this graph
+        try:
+            program = torch.onnx.export(
+                serving,
+                (example(),),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[contract.INPUT.name],
+                output_names=[spec.name for spec in OUTPUTS],
+                dynamic_shapes={"hu": dict.fromkeys(range(3), free)},
+            )
+        finally:
+            logger.setLevel(level)
+    model = cast(Any, program).model_proto
+    _name_axes(model.graph)
+    _strip(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(f"{ONNX_FILE}: onnx.checker refused the graph: {error}") from error
+    if contract.has_external_data(content):
+        raise ArtifactError(f"{ONNX_FILE}: expected one self-contained file, found external data")
+    return content
+
+
+def _name_axes(graph: Any) -> None:
+    """Give the free axes the names of the contract, instead of the exporter's s0, s17, ..."""
+    for value, spec in [(graph.input[0], contract.INPUT), *zip(graph.output, OUTPUTS, strict=True)]:
+        for axis, name in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
+            if axis.dim_param and isinstance(name, str):
+                axis.dim_param = name
+
+
+def _strip(model: Any) -> None:
+    """Remove what only the exporting machine knows: stack traces with paths, and inner shapes with other axis names."""
+    for message in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
+        message.ClearField("metadata_props")
+        message.ClearField("doc_string")
+    model.graph.ClearField("value_info")
+
+
+def parity_input(config: ExportConfig) -> tuple[list[HuArray], str]:
+    """Batches int16 [n, H, W] that parity is measured on, and one line that says what they are."""
+    if config.records is None:
+        return list(batches_of(synthetic_heads(config.parity_slices))), "synthetic heads"
+    with RecordReader(config.records) as reader:
+        rows = reader.rows("test")
+        if len(rows) == 0:
+            raise UsageError(
+                f"{config.records}: expected a test split to measure parity on, found none; drop --records"
+            )
+        chosen = rows[np.linspace(0, len(rows) - 1, min(config.parity_slices, len(rows))).astype(int)]
+        slices = [reader.hu(int(row)) for row in chosen]
+    source = f"test split of records {reader.dataset_sha256[:12]} and {HEADS_BESIDE_RECORDS} synthetic heads"
+    return list(batches_of(slices + synthetic_heads(HEADS_BESIDE_RECORDS))), source
+
+
+def torch_runner(loaded: LoadedRun) -> Runner:
+    """The network as it was trained, behind the numpy preprocessing: the truth that exported files are held to."""
+
+    def answer(hu: HuArray) -> Answer:
+        last = len(hu) - 1
+        images = [
+            preprocess_adjacent([hu[max(i - 1, 0)], hu[i], hu[min(i + 1, last)]], loaded.size, loaded.windows[0])
+            if loaded.adjacent
+            else preprocess(hu[i], loaded.size, loaded.windows)
+            for i in range(len(hu))
+        ]
+        with torch.inference_mode():
+            logit = loaded.model(torch.from_numpy(np.stack(images)))
+        found = torch.sigmoid(logit).numpy()
+        return label_rules.enforce_any(found).astype(np.float32), logit.numpy()
+
+    return answer
+
+
+def file_runner(name: str, content: bytes) -> Runner:
+    """One exported file, run on the CPU by the engine that it is made for."""
+    return _onnx_runner(content) if name == ONNX_FILE else _torchscript_runner(content)
+
+
+def _onnx_runner(content: bytes) -> Runner:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def answer(hu: HuArray) -> Answer:
+        probability, logit = session.run(["probability", "logit"], {contract.INPUT.name: hu})
+        return probability, logit
+
+    return answer
+
+
+def _torchscript_runner(content: bytes) -> Runner:
+    module = load_torchscript(content)
+
+    def answer(hu: HuArray) -> Answer:
+        with torch.inference_mode():
+            probability, logit, _, _ = module(torch.from_numpy(hu))
+        return probability.numpy(), logit.numpy()
+
+    return answer
+
+
+def summary(artifact: Artifact, out: Path) -> Iterator[str]:
+    """Lines that say what was written and how near it is to the network."""
+    for name, entry in sorted(artifact.files.items()):
+        yield f"{out / name}: {entry.size_bytes / 2**20:.1f} MiB, SHA-256 {entry.sha256[:12]}"
+    for pair, found in sorted(artifact.parity.items()):
+        yield (
+            f"parity {pair}: probability {found['max_abs_probability']:.1e}, logit {found['max_abs_logit']:.1e}, "
+            f"{found['flips_at_thresholds']} flips on {found['num_slices']} slices ({found['input']})"
+        )
+
+
+def main(argv: list[str], formats: tuple[str, ...] = ("onnx", "torchscript"), prog: str | None = None) -> None:
+    """Export in ``formats``; the commands in export/ ask for one each."""
+    made = parser("export", "Write a trained network with its preprocessing inside: model.onnx, model.ts, model.json.")
+    made.prog = prog or made.prog
+    add_config_flags(made, ExportConfig)
+    config = config_from_args(made.parse_args(argv), ExportConfig)
+    names = {"onnx": ONNX_FILE, "torchscript": TORCHSCRIPT_FILE}
+    for chosen in formats:
+        finished = export(config, names[chosen])
+    for line in summary(finished, config.out):
+        say(line)
+
+
+if __name__ == "__main__":
+    from_command_line(main)

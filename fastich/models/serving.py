@@ -1,0 +1,72 @@
+"""The graph that is exported: HU in; probability, logit, embedding and exact class maps out.
+
+The head is piecewise linear after global average pooling: at a given embedding the ReLU lets a fixed set of hidden
+units through, so each logit is one linear map of the pooled features, and the same map applied before pooling is a
+class map whose mean over the slice *is* the logit. Cost: 6 M multiply-adds a slice, under 0.1 % of DenseNet121.
+
+Shapes: N slices, H rows, W columns, C = 1024 features on an h x w grid, J = 512 hidden units, K labels.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastich.labels import ANY
+from fastich.models.densenet import DenseNet121Classifier
+from fastich.preprocess import Preprocess
+from fastich.windowing import Window
+
+
+class Front(nn.Module):
+    """HU to the network's input; adjacent mode makes the neighbours by shifting along N, the edge repeats itself."""
+
+    def __init__(self, size: int, windows: tuple[Window, ...], adjacent: bool) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(size, windows, adjacent)
+        self.adjacent = adjacent
+
+    def forward(self, hu: Tensor) -> Tensor:
+        """Return float32 [N, 3, S, S] of ``hu`` int16 [N, H, W]."""
+        planes = hu
+        if self.adjacent:
+            here = torch.arange(hu.shape[0], device=hu.device)
+            before = torch.clamp(here - 1, min=0)
+            after = torch.minimum(here + 1, here[-1:])
+            planes = torch.stack([hu[before], hu, hu[after]], dim=1)
+        channels: Tensor = self.preprocess(planes)
+        return channels
+
+
+class ServingModel(nn.Module):
+    """A trained network between its preprocessing and its outputs, in the order of ``artifact.OUTPUTS``."""
+
+    def __init__(self, front: nn.Module, model: DenseNet121Classifier) -> None:
+        super().__init__()
+        self.front = front
+        self.model = model
+        self.eval()
+
+    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return probability [N, K], logit [N, K], embedding [N, C], cam [N, K, h, w] of ``hu`` int16 [N, H, W]."""
+        features_NChw = self.model.features(self.front(hu))
+        embedding_NC = features_NChw.mean(dim=(2, 3))
+        logit_NK = self.model.head(embedding_NC)
+        return probability(logit_NK), logit_NK, embedding_NC, class_maps(self.model, features_NChw, embedding_NC)
+
+
+def probability(logit_NK: Tensor) -> Tensor:
+    """The sigmoid, with p(any) raised to the largest subtype's (``labels.enforce_any``; ``any`` is the last label)."""
+    each = torch.sigmoid(logit_NK)
+    return torch.cat([each[:, :ANY], each.amax(dim=1, keepdim=True)], dim=1)
+
+
+def class_maps(model: DenseNet121Classifier, features_NChw: Tensor, embedding_NC: Tensor) -> Tensor:
+    """Class maps [N, K, h, w] in logits: their mean over h and w is the logit (module docstring)."""
+    classifier = cast(nn.Sequential, model.densenet.classifier)
+    first, last = cast(nn.Linear, classifier[0]), cast(nn.Linear, classifier[-1])
+    open_NJ = (first(embedding_NC) > 0).to(features_NChw.dtype)
+    weight_NKC = torch.matmul(last.weight.unsqueeze(0) * open_NJ.unsqueeze(1), first.weight)
+    constant_NK = nn.functional.linear(open_NJ * first.bias, last.weight, last.bias)
+    maps = torch.matmul(weight_NKC, features_NChw.flatten(2)) + constant_NK.unsqueeze(2)
+    return maps.view(maps.shape[0], maps.shape[1], features_NChw.shape[2], features_NChw.shape[3])

@@ -1,0 +1,282 @@
+"""Score DICOM files, folders or whole studies with an exported model: one shot, no server, no torch.
+
+Each file is decoded once and its pixels are dropped as soon as they are scored, so memory is one batch whatever the
+folder holds (0.8 GB in all with 16 slices at 256 px); a model that looks at neighbouring slices reads everything twice,
+for the order first, and holds one series. Reading costs about 1 ms a slice, DenseNet121 at 256 px 40 ms of two cores.
+Source of the study score: the largest probability of its slices, with the mean of the k largest beside it, until a
+sequence model takes their place.
+"""
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastich import verb
+from fastich.artifact import INTENDED_USE
+from fastich.dicom import Decoder, Seen, Series, Study, group_studies, named_files, read_file
+from fastich.errors import DicomError, FastichError, UsageError
+from fastich.labels import ANY, LABELS
+from fastich.serve.session import Session, open_session
+from fastich.types import HuArray, Reject, Slice, SliceHeader
+from fastich.verb import option, required
+
+NAMED_REJECTS = 5
+"""Paths that the table names for each reason; the JSON names all."""
+SHORT_LABELS = dict(zip(LABELS, ("EDH", "IPH", "IVH", "SAH", "SDH", "any"), strict=True))
+
+Place = tuple[str, int]
+"""A slice by file and frame."""
+Probabilities = dict[Place, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """How to score."""
+
+    model: Path = required("model folder that export/to_onnx.py wrote")
+    device: str = option("cpu", "where the model runs; cuda demanded and absent is an error", choices=("cpu", "cuda"))
+    batch_size: int = option(16, "slices a run of the model")
+    top_k: int = option(3, "slices of the top-k mean")
+
+    def __post_init__(self) -> None:
+        """Refuse counts that mean nothing."""
+        for name in ("batch_size", "top_k"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be >= 1, found {getattr(self, name)}")
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    made = verb.parser("score", __doc__.split("\n\n")[0])
+    made.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="DICOM file, or folder of any depth")
+    verb.add_config_flags(made, ScoreConfig)
+    made.add_argument("--json", action="store_true", help="print JSON with every slice instead of the table")
+    args = made.parse_args(argv)
+    config = verb.config_from_args(args, ScoreConfig)
+    report = score(args.paths, open_session(config.model, config.device), config)
+    print(json.dumps(report, indent=2, allow_nan=False) if args.json else table(report))
+    if report["studies"]:
+        return 0
+    where = ", ".join(map(str, args.paths))
+    verb.say(
+        f"error: {where}: expected CT slices, found none among {len(report['not_scored'])} files; nothing was scored"
+    )
+    return 1
+
+
+def score(paths: Sequence[Path], session: Session, config: ScoreConfig) -> dict[str, Any]:
+    """Everything that ``--json`` prints: ``model``, ``studies`` (the likeliest bleed first) and ``not_scored``.
+
+    Raises:
+        FastichError: a path does not exist.
+        ArtifactError: the model failed.
+    """
+    rejects: list[Reject] = []
+    with Decoder() as decoder:
+        slices = read_all(paths, decoder, rejects)
+        if session.artifact.input_order == "any":
+            headers, found = score_stream(slices, session, config.batch_size)
+            studies = group_studies(headers)
+        else:
+            studies = group_studies([one.header for one in slices])
+            found = score_in_order(studies, decoder, session, config.batch_size)
+    rows = [study_row(study, found, session, config.top_k) for study in studies]
+    return {
+        "model": model_row(session),
+        "studies": sorted(rows, key=lambda row: (-row["probability"]["any"], row["study_uid"], row["patient_id"])),
+        "not_scored": [{"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in rejects],
+    }
+
+
+def read_all(paths: Sequence[Path], decoder: Decoder, rejects: list[Reject]) -> Iterator[Slice]:
+    """Every slice below ``paths``, its header's path as a user would type it; what cannot be used joins ``rejects``."""
+    seen = Seen()
+    files = list(dict.fromkeys(path for path, _ in named_files(paths)))
+    for path in verb.progress(files, total=len(files), unit="files", title="score"):
+        try:
+            slices = read_file(path, decoder=decoder)
+            seen.admit(path, slices, decoder)
+        except DicomError as error:
+            rejects.append(Reject(path=str(path), reason=error.reason, detail=error.detail))
+            continue
+        for one in slices:
+            yield Slice(header=dataclasses.replace(one.header, path=str(path)), hu=one.hu)
+
+
+def place(header: SliceHeader) -> Place:
+    """What tells one slice from another."""
+    return header.path, header.frame
+
+
+def score_stream(slices: Iterator[Slice], session: Session, batch_size: int) -> tuple[list[SliceHeader], Probabilities]:
+    """Score slices as they come, in batches of equal size; keeps headers and probabilities, never pixels."""
+    headers: list[SliceHeader] = []
+    found: Probabilities = {}
+    waiting: dict[tuple[int, ...], list[Slice]] = defaultdict(list)
+
+    def run(batch: list[Slice]) -> None:
+        answer = session.run(np.stack([one.hu for one in batch])).probability
+        found.update(zip((place(one.header) for one in batch), answer, strict=True))
+
+    for one in slices:
+        headers.append(one.header)
+        batch = waiting[one.hu.shape]
+        batch.append(one)
+        if len(batch) == batch_size:
+            run(waiting.pop(one.hu.shape))
+    for rest in waiting.values():
+        run(rest)
+    return headers, found
+
+
+def score_in_order(studies: list[Study], decoder: Decoder, session: Session, batch_size: int) -> Probabilities:
+    """Score each series in slice order, for models that look at neighbours; holds the pixels of one series."""
+    found: Probabilities = {}
+    for series in (series for study in studies for series in study.series):
+        answer = run_series(read_series(series, decoder), session, batch_size)
+        found.update(zip(map(place, series.headers), answer, strict=True))
+    return found
+
+
+def read_series(series: Series, decoder: Decoder) -> HuArray:
+    """The pixels of a series in slice order, int16 [N, H, W].
+
+    Raises:
+        FastichError: a file that was readable no longer is.
+    """
+    pixels: dict[Place, HuArray] = {}
+    for path in dict.fromkeys(header.path for header in series.headers):
+        try:
+            frames = read_file(Path(path), decoder=decoder)
+        except DicomError as error:
+            raise FastichError(f"{path}: changed while it was being scored ({error}); score again") from error
+        pixels |= {(path, one.header.frame): one.hu for one in frames}
+    return np.stack([pixels[place(header)] for header in series.headers])
+
+
+def run_series(hu: HuArray, session: Session, batch_size: int) -> NDArray[np.float32]:
+    """Probabilities [N, 6] of one ordered series, as if run whole: each batch brings a neighbour on both sides."""
+    answers = []
+    for start in range(0, len(hu), batch_size):
+        stop = min(start + batch_size, len(hu))
+        first = max(start - 1, 0)
+        answer = session.run(hu[first : stop + 1]).probability
+        answers.append(answer[start - first : stop - first])
+    return np.concatenate(answers)
+
+
+def study_row(study: Study, found: Probabilities, session: Session, top_k: int) -> dict[str, Any]:
+    """One study as the JSON shows it; the key slice is the first in order among those with the largest p(any)."""
+    series = [series_row(one, found) for one in study.series]
+    rows = [row for one in series for row in one["slices"]]
+    probability_N6 = np.stack([found[place(header)] for one in study.series for header in one.headers]).astype(float)
+    largest = probability_N6.max(axis=0)
+    top = np.sort(probability_N6, axis=0)[::-1][:top_k].mean(axis=0)
+    key = rows[int(probability_N6[:, ANY].argmax())]
+    threshold = session.artifact.thresholds.values[ANY]
+    return {
+        "study_uid": study.study_uid,
+        "patient_id": study.patient_id,
+        "num_slices": len(rows),
+        "probability": by_label(largest),
+        "top_k": top_k,
+        "top_k_mean": by_label(top),
+        "flagged": bool(largest[ANY] >= threshold),
+        "threshold": threshold,
+        "key_slice": {name: key[name] for name in ("sop_uid", "path", "frame", "z_mm")}
+        | {"probability": key["probability"]["any"]},
+        "series": series,
+    }
+
+
+def series_row(series: Series, found: Probabilities) -> dict[str, Any]:
+    """One series as the JSON shows it, slices in order; ``z_mm`` along the normal, null where the header has none."""
+    return {
+        "series_uid": series.series_uid,
+        "problems": list(series.geometry.problems),
+        "slices": [
+            {
+                "sop_uid": header.sop_uid,
+                "path": header.path,
+                "frame": header.frame,
+                "z_mm": None if math.isnan(z_mm) else z_mm,
+                "probability": by_label(found[place(header)]),
+            }
+            for header, z_mm in zip(series.headers, series.geometry.z_mm, strict=True)
+        ],
+    }
+
+
+def model_row(session: Session) -> dict[str, Any]:
+    """Which model scored, where, and by what thresholds."""
+    artifact = session.artifact
+    return {
+        "sha256": session.sha256,
+        "weights_sha256": artifact.weights_sha256,
+        "dataset_sha256": artifact.dataset_sha256,
+        "provider": session.provider,
+        "thresholds": by_label(artifact.thresholds.values),
+        "threshold_rule": artifact.thresholds.rule,
+        "intended_use": INTENDED_USE,
+    }
+
+
+def by_label(values: Sequence[float] | NDArray[np.floating]) -> dict[str, float]:
+    """Six numbers under their labels."""
+    return {label: float(value) for label, value in zip(LABELS, values, strict=True)}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text for a terminal: a line a study, then what was not scored and why."""
+    order = ("any", *LABELS[:ANY])
+    top_k = report["studies"][0]["top_k"] if report["studies"] else 0
+    lines = [("", "study", "series", "slices", *map(SHORT_LABELS.__getitem__, order), f"top-{top_k} any", "key slice")]
+    for row in report["studies"]:
+        numbers = [f"{row['probability'][label]:.3f}" for label in order] + [f"{row['top_k_mean']['any']:.3f}"]
+        mark = "BLEED?" if row["flagged"] else ""
+        lines.append((mark, row["study_uid"], str(len(row["series"])), str(row["num_slices"]), *numbers, _key(row)))
+    widths = [max(map(len, column)) for column in zip(*map(_printable, lines), strict=True)]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(_printable(line), widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*(text if report["studies"] else []), *_footer(report)])
+
+
+def _key(row: dict[str, Any]) -> str:
+    key = row["key_slice"]
+    frame = f" frame {key['frame']}" if key["frame"] else ""
+    return str(key["path"]) + frame + ("" if key["z_mm"] is None else f" (z {key['z_mm']:.1f} mm)")
+
+
+def _footer(report: dict[str, Any]) -> Iterator[str]:
+    model = report["model"]
+    if report["studies"]:
+        rule = f"any >= {model['thresholds']['any']:.3f} ({model['threshold_rule']})"
+        yield f"BLEED? at {rule}; model {model['sha256'][:12]}; {INTENDED_USE}"
+    by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for left in report["not_scored"]:
+        by_reason[left["reason"]].append(left)
+    for reason, found in sorted(by_reason.items()):
+        yield f"not scored, {reason}: {len(found)}"
+        for left in found[:NAMED_REJECTS]:
+            yield from _printable((f"  {left['path']}: {left['detail']}",))
+        if len(found) > NAMED_REJECTS:
+            yield f"  and {len(found) - NAMED_REJECTS} more (--json names all)"
+
+
+def _printable(cells: Sequence[str]) -> tuple[str, ...]:
+    """Text from files as a terminal may show it: no control characters."""
+    return tuple("".join(char if char.isprintable() else "?" for char in cell) for cell in cells)
+
+
+if __name__ == "__main__":
+    verb.run(main)
