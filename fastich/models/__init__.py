@@ -1,0 +1,1 @@
+"""Networks only: what maps images to logits. Training and serving them is elsewhere."""

@@ -59,14 +59,14 @@ class Bleed:
 
 def draw_bleed(rng: np.random.Generator, head: Head, subtype: str) -> Bleed:
     """A random bleed of one subtype; volumes are log-uniform within what the subtype shows (0.2-60 ml)."""
-    hu = float(rng.triangular(MIN_HU + 5, 72, MAX_HU - 4))
+    hu = float(rng.triangular(MIN_HU + 7, 75, MAX_HU - 2))
     side = int(rng.choice((-1, 1)))
     if subtype == EPIDURAL:
         return _epidural(rng, head, hu, side)
     if subtype == SUBDURAL:
         return _subdural(rng, head, hu, side)
     if subtype == SUBARACHNOID:
-        return _subarachnoid(rng, min(hu, 78.0), side)
+        return _subarachnoid(rng, min(hu, 82.0), side)
     if subtype == INTRAVENTRICULAR:
         return _intraventricular(rng, hu, side)
     return _intraparenchymal(rng, hu, side)

@@ -30,8 +30,8 @@ from fastich.phantom.skull import (
 )
 from fastich.types import HuArray
 
-VISIBLE_MM2 = 25.0
-"""A slice has a label when the mask of that class covers at least this area in it: a spot of 5 x 5 mm."""
+VISIBLE_MM2 = 40.0
+"""A slice has a label when the mask of that class covers at least this area in it: the equator of a 0.2 ml sphere."""
 OEDEMA_HU = 18.0
 EDGE_MM = 0.8
 """Width of an edge at full resolution: about the point spread of a soft head kernel."""

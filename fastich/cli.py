@@ -1,0 +1,46 @@
+"""``fastich <verb>``: the same verbs as ``python -m fastich.<verb>`` under one name.
+
+Only the chosen verb is imported, so ``fastich score`` works where torch and DALI are not installed.
+"""
+
+import importlib
+import sys
+
+from fastich import __version__
+from fastich.verb import run
+
+VERBS = {
+    "inspect": "what a folder of DICOM files holds, and why any of it cannot be used",
+    "phantom": "write synthetic head CT studies with all five bleeds as DICOM",
+    "pack": "DICOM files and labels to lossless records",
+    "verify": "check every byte, index row and split of a records folder",
+    "train": "train a network on records",
+    "evaluate": "judge a trained network on held-out patients, with a report",
+    "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
+    "score": "score DICOM files, folders or studies with an exported model",
+    "demo": "the main job, end to end, on synthetic studies or your own",
+}
+
+
+def usage() -> str:
+    """The help text: one line a verb."""
+    lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [f"fastich {__version__}: intracranial hemorrhage on head CT", "usage: fastich <verb> [--help] ...", *lines]
+    )
+
+
+def main() -> None:
+    """Run the verb named by the first argument (the console script's entry point)."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--version"]:
+        print(f"fastich {__version__}")
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if arguments[0] not in VERBS:
+        print(f"error: no verb {arguments[0]!r}; one of: {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    module = importlib.import_module(f"fastich.{arguments[0]}")
+    run(module.main, arguments[1:])

@@ -1,0 +1,125 @@
+"""What a training run is asked to do; the defaults are the study's. Flags are made from it, checkpoints hold it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastich.errors import CheckpointError, UsageError
+from fastich.loaders import LoaderConfig
+from fastich.training.environment import num_cores
+from fastich.verb import option, plain, required
+from fastich.windowing import Window, parse_windows
+
+NUM_CHANNELS = 3
+SMALLEST_SIZE = 32
+"""DenseNet121 halves five times."""
+
+FREE_ON_RESUME = frozenset(
+    {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "device", "compile"}
+)
+"""What may change when a run goes on: where things are and what computes, never what is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    records: Path = required("folder of packed records")
+    out: Path = required("run folder to make: checkpoints, metrics.jsonl, curves, run.json")
+    epochs: int = option(30, "most epochs")
+    patience: int = option(8, "stop after this many epochs without a lower validation loss")
+    batch_size: int = option(64, "slices a step")
+    size: int = option(256, "side of the network's input, pixels")
+    windows: str = option("brain,subdural,bone", "the three channels: windows by name or as center/width in HU")
+    adjacent: str | None = option(None, "instead of --windows: slices s-1, s, s+1 through this one window")
+    weights: str = option("imagenet", "start from imagenet, none (random) or FILE (torchvision .pth, our .safetensors)")
+    lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle")
+    schedule: str = option("constant", "learning rate over the run", choices=("constant", "one-cycle"))
+    augment: bool = option(False, "flip, rotate, scale, shift and vary the intensity of training slices")
+    balanced: bool = option(False, "draw slices so that rare labels are seen more often")
+    amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16 with a scaler")
+    compile: bool = option(False, "compile the network with torch.compile")
+    loader: str = option("auto", "which loader feeds the network", choices=("auto", "dali", "cpu"))
+    device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
+    resume: str = option("no", "auto: go on from OUT's last checkpoint if there is one", choices=("no", "auto"))
+    checkpoint_steps: int = option(0, "also save a checkpoint every this many steps (0: at the end of an epoch only)")
+    threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
+    seed: int = option(0, "seed of weights, order, augmentation and dropout")
+    tensorboard: bool = option(False, "also write OUT/tensorboard (needs the tensorboard package)")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run, before anything is opened."""
+        for name in ("epochs", "patience", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{flag(name)} must be > 0, found {getattr(self, name)}")
+        for name in ("checkpoint_steps", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
+        if self.size < SMALLEST_SIZE:
+            raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
+        wanted = 1 if self.adjacent else NUM_CHANNELS
+        if len(self.channel_windows) != wanted:
+            name = "--adjacent" if self.adjacent else "--windows"
+            raise UsageError(f"{name}: expected {wanted} windows, found {len(self.channel_windows)}")
+
+    @property
+    def channel_windows(self) -> tuple[Window, ...]:
+        """Three windows, or the one of ``adjacent``."""
+        return parse_windows(self.adjacent or self.windows)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads, with 0 resolved."""
+        return self.threads or num_cores()
+
+    def loader_config(self, split: str, device: str) -> LoaderConfig:
+        """How ``split`` is read: training shuffled and augmented as asked, others in order and as they are."""
+        training = split == "train"
+        return LoaderConfig(
+            records=self.records,
+            split=split,
+            batch_size=self.batch_size,
+            size=self.size,
+            windows=self.channel_windows,
+            adjacent=self.adjacent is not None,
+            augment=training and self.augment,
+            shuffle=training,
+            balanced=training and self.balanced,
+            seed=self.seed,
+            drop_last=training,
+            backend=self.loader,
+            device=device,
+            threads=self.num_threads,
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as JSON values, as in config.json and checkpoints."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+    def network_input(self) -> dict[str, Any]:
+        """What evaluation and export must feed the network: size, windows, adjacent."""
+        windows = [{"center_hu": win.center_hu, "width_hu": win.width_hu} for win in self.channel_windows]
+        return {"size": self.size, "windows": windows, "adjacent": self.adjacent is not None}
+
+
+def flag(name: str) -> str:
+    """The command line's name of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def require_same(old: dict[str, Any], config: TrainConfig, where: Path) -> None:
+    """Refuse to go on with a run under another config.
+
+    More epochs are welcome while the learning rate is constant; under a schedule they would change the past.
+
+    Raises:
+        CheckpointError: names the first flag that differs.
+    """
+    free = FREE_ON_RESUME | ({"epochs"} if config.schedule == "constant" else frozenset())
+    for name, now in config.resolved().items():
+        if name not in free and old.get(name) != now:
+            raise CheckpointError(
+                f"{where}: the run was started with {flag(name)} {old.get(name)}, now {now}; "
+                "give the old value, or start a new --out"
+            )

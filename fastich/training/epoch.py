@@ -1,0 +1,162 @@
+"""One epoch: learn from every training batch, look at every validation batch, write a line of metrics, save.
+
+Metrics of the training split come from the very outputs that were learned from, so they cost no second pass.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastich import verb
+from fastich.files import write_json
+from fastich.loaders import Batch, Loader
+from fastich.training import curves, history
+from fastich.training.config import TrainConfig
+from fastich.training.learner import Clock, Learner
+from fastich.training.loss_watch import LossWatch, NotFiniteError, require_finite
+from fastich.training.position import Position
+from fastich.training.predictions import Predictions, predict
+from fastich.training.run_folder import RunFolder
+from fastich.training.schedule import learning_rate
+from fastich.training.tensorboard import Board
+
+LONG_EPOCH_S = 60.0
+"""From here on the curves, which take 0.7 s, are drawn after each epoch and not only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that stays open while a run goes on."""
+
+    config: TrainConfig
+    folder: RunFolder
+    learner: Learner
+    train_loader: Loader
+    val_loader: Loader
+    board: Board | None
+
+    def names(self, rows: torch.Tensor) -> list[str]:
+        """SOP instance UIDs of row numbers."""
+        return [str(uid) for uid in self.train_loader.reader.index["sop_uid"].iloc[rows.cpu().numpy()]]
+
+    def lr(self, step: int) -> float:
+        """The learning rate of ``step``, counted over the whole run."""
+        num_steps = self.config.epochs * self.train_loader.num_batches
+        return learning_rate(self.config.schedule, self.config.lr, step, num_steps)
+
+
+def run_epoch(job: Job, position: Position, seen: Predictions) -> Position:
+    """Do what is left of ``position``'s epoch, of which ``seen`` was predicted before; return the next one's start.
+
+    Raises:
+        NotFiniteError: a loss or weight is no number; the last checkpoint is as it was.
+    """
+    trained = learn(job, position, seen)
+    last_step = (position.epoch + 1) * job.train_loader.num_batches - 1
+    require_finite(job.learner.model, last_step)
+    validated = _validate(job, position)
+    line: history.Line = {
+        "epoch": position.epoch,
+        "step": last_step + 1,
+        "lr": job.lr(last_step),
+        "train": trained.summary(),
+        "val": validated.summary(),
+    }
+    after = position.after_epoch(line["val"]["loss"], trained.seconds + validated.seconds)
+    _write(job, line, after)
+    return after
+
+
+def learn(job: Job, position: Position, seen: Predictions) -> Predictions:
+    """Learn from the batches of ``position``'s epoch that are left; return all that was predicted in the epoch."""
+    job.learner.model.train()
+    watch, clock = LossWatch(job.names), Clock(job.learner.precision, already_s=seen.seconds)
+    num_batches = job.train_loader.num_batches
+    with _bar(job, job.train_loader, f"epoch {position.epoch + 1}", position.batch) as bar:
+        for number, batch in enumerate(job.train_loader.epoch(position.epoch, position.batch), position.batch):
+            step = position.epoch * num_batches + number
+            loss, logits = job.learner.step(batch, job.lr(step))
+            seen.add(logits, batch.labels, batch.rows)
+            watch.add(step, loss, batch.rows)
+            bar.update(len(batch.rows))
+            if watch.is_due:
+                bar.set_postfix(loss=f"{_check(job, watch):.4f}")
+            if _is_checkpoint_due(job.config.checkpoint_steps, step, number, num_batches):
+                _check(job, watch)
+                require_finite(job.learner.model, step)
+                seen.seconds = clock.seconds()
+                job.folder.save_last(job.learner, position.at_batch(number + 1, seen.seconds), seen)
+    _check(job, watch)
+    seen.seconds = clock.seconds()
+    return seen
+
+
+def _is_checkpoint_due(every: int, step: int, number: int, num_batches: int) -> bool:
+    """Every ``every`` steps, but not after an epoch's last batch: its end saves anyway."""
+    return every > 0 and (step + 1) % every == 0 and number + 1 < num_batches
+
+
+def _check(job: Job, watch: LossWatch) -> float:
+    """Look at the recent losses; on a bad one leave all its slices in nonfinite.json, then stop."""
+    try:
+        return watch.check() or 0.0
+    except NotFiniteError as error:
+        write_json(job.config.out / "nonfinite.json", {"step": error.step, "sop_uids": error.sop_uids})
+        raise
+
+
+def _validate(job: Job, position: Position) -> Predictions:
+    clock = Clock(job.learner.precision)
+    with _bar(job, job.val_loader, "validate", 0) as bar:
+        batches = _counted(job.val_loader.epoch(0), bar)
+        seen = predict(job.learner.model, job.learner.forward, batches, job.learner.precision, job.config.batch_size)
+    seen.seconds = clock.seconds()
+    if not math.isfinite(seen.loss()):
+        step = (position.epoch + 1) * job.train_loader.num_batches - 1
+        raise NotFiniteError(f"validation loss is {seen.loss()} after step {step}; lower --lr", step, [])
+    return seen
+
+
+def _counted(batches: Iterator[Batch], bar: "tqdm[Any]") -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch.rows))
+
+
+def _bar(job: Job, loader: Loader, title: str, start_batch: int) -> "tqdm[Any]":
+    return tqdm(
+        total=loader.num_slices,
+        initial=start_batch * job.config.batch_size,
+        unit=" slices",
+        desc=title,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )
+
+
+def _write(job: Job, line: history.Line, after: Position) -> None:
+    """Leave an epoch behind: metrics, then the last checkpoint, then the best (see run_folder), then pictures."""
+    history.append(job.config.out, line)
+    job.folder.save_last(job.learner, after)
+    is_best = after.stopping.best_epoch == line["epoch"]
+    if is_best:
+        job.folder.save_best(job.learner, after)
+    if line["train"]["seconds"] > LONG_EPOCH_S:
+        curves.draw(job.config.out, history.read(job.config.out))
+    if job.board:
+        job.board.add(line)
+    train, val = line["train"], line["val"]
+    verb.say(
+        f"epoch {line['epoch'] + 1}/{job.config.epochs}  loss {train['loss']:.4f} val {val['loss']:.4f}  "
+        f"auc any {_shown(train['auc']['any'])} val {_shown(val['auc']['any'])} macro {_shown(val['auc']['macro'])}  "
+        f"{train['slices_per_s']:.0f} slices/s{'  best' if is_best else ''}"
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

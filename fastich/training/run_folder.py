@@ -1,0 +1,150 @@
+"""A run's folder on disk: making it, saving into it, and finding the place where a killed run goes on.
+
+Order at the end of an epoch: metrics line, last checkpoint, best checkpoint. A kill between any two is repaired on
+resume: the history is cut back to the checkpoint, and a best checkpoint that was due is written from the last one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastich import checkpoint, verb
+from fastich.errors import CheckpointError, UsageError
+from fastich.files import write_json
+from fastich.training import history
+from fastich.training.config import TrainConfig, require_same
+from fastich.training.environment import versions
+from fastich.training.learner import Learner
+from fastich.training.position import Position
+from fastich.training.predictions import Predictions
+
+CONFIG_JSON, RUN_JSON = "config.json", "run.json"
+PARTIAL = ("logits", "labels", "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Where one run is written, and what every one of its checkpoints says about it."""
+
+    path: Path
+    config: TrainConfig
+    dataset_sha256: str
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.path / checkpoint.LAST
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the lowest validation loss."""
+        return self.path / checkpoint.BEST
+
+    def save_last(self, learner: Learner, position: Position, partial: Predictions | None = None) -> None:
+        """Save everything that going on needs; ``partial`` is what was predicted so far in an unfinished epoch."""
+        tensors = checkpoint.model_tensors(learner.model)
+        tensors |= checkpoint.optimizer_tensors(learner.model, learner.optimizer)
+        tensors |= _rng_tensors(learner.precision.device)
+        if partial is not None:
+            tensors |= {f"partial.{name}": value for name, value in partial.tensors().items()}
+        epoch = position.epoch if position.batch else position.epoch - 1
+        checkpoint.save(self.last, self._meta(epoch, position, learner), tensors)
+
+    def save_best(self, learner: Learner, position: Position) -> None:
+        """Save the network of the epoch that has just ended."""
+        meta = self._meta(position.epoch - 1, position, learner)
+        checkpoint.save(self.best, meta, checkpoint.model_tensors(learner.model))
+
+    def _meta(self, epoch: int, position: Position, learner: Learner) -> dict[str, Any]:
+        return {
+            "epoch": epoch,
+            "position": position.to_meta(),
+            "config": self.config.resolved(),
+            "input": self.config.network_input(),
+            "dataset_sha256": self.dataset_sha256,
+            "best_loss": position.stopping.best_loss,
+            "best_epoch": position.stopping.best_epoch,
+            "amp": learner.precision.name,
+            "scaler": learner.scaler.state_dict(),
+            "versions": versions(),
+        }
+
+    def restore(self, learner: Learner) -> tuple[Position, Predictions]:
+        """Bring ``learner`` to where the last checkpoint was saved; the start if there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another config or data set.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.last.exists():
+            self._begin(0)
+            return Position(), Predictions()
+        saved = checkpoint.load(self.last)
+        self._require_same(saved)
+        checkpoint.restore_model(learner.model, saved)
+        checkpoint.restore_optimizer(learner.model, learner.optimizer, saved)
+        learner.scaler.load_state_dict(saved.meta["scaler"])
+        _restore_rng(saved, learner.precision.device)
+        position = Position.from_meta(saved.meta["position"])
+        self._begin(position.epoch)
+        self._repair_best(learner, position)
+        verb.say(f"resume: epoch {position.epoch + 1}, batch {position.batch} of {self.path}")
+        return position, _partial(saved, position, learner.precision.device)
+
+    def _begin(self, num_epochs: int) -> None:
+        """Say in the folder what is going on in it: the config as it is now, ``num_epochs`` done, not finished."""
+        (self.path / RUN_JSON).unlink(missing_ok=True)
+        write_json(self.path / CONFIG_JSON, self.config.resolved() | {"input": self.config.network_input()})
+        history.cut(self.path, num_epochs)
+
+    def _require_same(self, saved: checkpoint.Checkpoint) -> None:
+        require_same(saved.meta["config"], self.config, saved.path)
+        if saved.meta["dataset_sha256"] != self.dataset_sha256:
+            raise CheckpointError(
+                f"{saved.path}: trained on records {saved.meta['dataset_sha256'][:12]}, "
+                f"{self.config.records} is {self.dataset_sha256[:12]}; give the same records, or start a new --out"
+            )
+
+    def _repair_best(self, learner: Learner, position: Position) -> None:
+        is_due = position.batch == 0 and position.epoch > 0 and position.stopping.best_epoch == position.epoch - 1
+        if is_due:
+            self.save_best(learner, position)
+        elif position.stopping.best_epoch >= 0:
+            checkpoint.load(self.best)
+
+
+def check_out(config: TrainConfig) -> None:
+    """Refuse an output folder that holds anything but a run that may go on; changes nothing.
+
+    Raises:
+        UsageError: it is not empty, and ``--resume auto`` was not given or it is no run folder.
+    """
+    out = config.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if config.resume != "auto":
+        raise UsageError(f"{out} exists; go on with --resume auto, or choose another --out")
+    if not (out / CONFIG_JSON).is_file():
+        raise UsageError(f"{out} is not a run folder: it has no {CONFIG_JSON}; choose another --out")
+
+
+def _rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"rng.cpu": torch.get_rng_state()}
+    return states | ({"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _restore_rng(saved: checkpoint.Checkpoint, device: torch.device) -> None:
+    torch.set_rng_state(saved.tensors["rng.cpu"])
+    if device.type == "cuda" and "rng.cuda" in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors["rng.cuda"], device)
+
+
+def _partial(saved: checkpoint.Checkpoint, position: Position, device: torch.device) -> Predictions:
+    if position.batch == 0:
+        return Predictions()
+    logits, labels, rows = (saved.tensors[f"partial.{name}"] for name in PARTIAL)
+    seen = Predictions(seconds=position.epoch_seconds)
+    seen.add(logits.to(device), labels.to(device), rows)
+    return seen
