@@ -1,6 +1,6 @@
 """Slices a second of each stage on this machine: codec, loaders, one training step, inference.
 
-    python bench/throughput.py [--records DIR] [--stage all|codec|load|train|infer] [--size 256] [--seconds 5] [--json FILE]
+    python bench/throughput.py [--records DIR] [--stage all|codec|load|train|infer] [--size 256] [--json FILE]
 
 Without ``--records`` it makes and packs a small synthetic data set at 512 px in a temporary folder. Each row is the
 median of rounds after one warm-up round, with the lowest and highest beside it. ``copy`` is the ceiling of the codec

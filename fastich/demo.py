@@ -62,8 +62,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     if config.dicom is None or config.labels is None:
         seconds["phantom"] = _step(
-            "phantom", "--out", out / "dicom", "--studies", config.studies, "--seed", config.seed
-        )
+            "phantom", "--out", out / "dicom", "--studies", config.studies, "--seed", config.seed,
+            "--workers", config.workers,
+        )  # fmt: skip
         dicom, labels = out / "dicom" / "stage_2_train", out / "dicom" / "stage_2_train.csv"
     else:
         dicom, labels = config.dicom, config.labels
