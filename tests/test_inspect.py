@@ -39,10 +39,10 @@ def test_json_counts_every_file_once_and_describes_the_series(tmp_path: Path) ->
     (series,) = study["series"]
     assert (study["study_uid"], study["patient_id"], series["series_uid"]) == ("ID_study", "ID_patient", "ID_series")
     assert (series["num_slices"], series["rows"], series["columns"]) == (5, 40, 48)
-    assert series["spacing_mm"] == [0.5, 0.25, 6.0]
+    assert series["spacing_mm"] == [0.5, 0.25, 5.0]
     assert series["thickness_mm"] == [5.0, 7.0]
     assert series["distances_mm"] == [5.0, 5.0, 7.0, 7.0]
-    assert series["gaps_mm"] == [5.0, 7.0]
+    assert series["gaps_mm"] == [7.0]
     assert (series["tilt_deg"], series["encodings"]) == (0.0, ["signed16"])
     assert series["transfer_syntaxes"] == ["1.2.840.10008.1.2.1"]
     assert "slices of different thickness" in series["problems"]
