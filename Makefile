@@ -18,11 +18,14 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(CONSTRAINTS)
+$(STAMP): pyproject.toml setup.py $(wildcard kernels/*) $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fastich needs Python >= 3.11, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --upgrade 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
+	FASTICH_KERNELS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --verbose --disable-pip-version-check --no-deps --no-build-isolation --editable . > $(VENV)/kernels.log 2>&1 || { cat $(VENV)/kernels.log; exit 1; }
+	@grep 'fastich: .* is left out' $(VENV)/kernels.log || true
+	@$(BIN)/python -c 'from fastich import ops; print("kernels:", ops.backend())'
 	touch $@
 
 demo: setup

@@ -7,6 +7,7 @@ it is loaded. Both are replaced whole (written aside, fsynced, renamed), so a ki
 Tensor names: ``model.*``, ``optimizer.<moment>.*``, ``rng.*``, ``partial.*``. The header holds one JSON text.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,9 @@ def save(path: Path, meta: dict[str, Any], tensors: Tensors) -> None:
     Raises:
         OSError: the disk is full or cannot be written; what was there before is intact.
     """
-    header = {HEADER_KEY: json.dumps({"format_version": FORMAT_VERSION, **meta}, allow_nan=False)}
     on_cpu = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    checked = {"format_version": FORMAT_VERSION, "tensors_sha256": tensors_sha256(on_cpu), **meta}
+    header = {HEADER_KEY: json.dumps(checked, allow_nan=False)}
     path.parent.mkdir(parents=True, exist_ok=True)
     content = serialise(on_cpu, metadata=header)  # in memory first: save_file would leave mode 0600
     with atomic_path(path) as temporary:
@@ -99,7 +101,22 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: damaged or not a safetensors file ({error}); use the other checkpoint or train again"
         ) from error
+    found, expected = tensors_sha256(tensors), str(meta.pop("tensors_sha256", None))
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: damaged: its tensors have SHA-256 {found[:12]}, its header says {expected[:12]}; "
+            "use the other checkpoint or train again"
+        )
     return Checkpoint(path=path, meta=meta, tensors=tensors)
+
+
+def tensors_sha256(tensors: Tensors) -> str:
+    """Hex SHA-256 of the names and bytes of CPU tensors, in order of their names (0.1 s for the network)."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _parse_header(path: Path, header: dict[str, str]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ VERBS = {
     "demo": "the main job, end to end, on synthetic studies or your own",
 }
 
+MODULES = {"phantom": "fastich.phantom.__main__"}
+"""Verbs whose ``main`` is not in ``fastich.<verb>``: a package keeps it in its ``__main__``."""
+
 
 def usage() -> str:
     """The help text: one line a verb."""
@@ -42,5 +45,6 @@ def main() -> None:
     if arguments[0] not in VERBS:
         print(f"error: no verb {arguments[0]!r}; one of: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    module = importlib.import_module(f"fastich.{arguments[0]}")
-    run(module.main, arguments[1:])
+    verb, *rest = arguments
+    # Imported inside, so that Ctrl-C while torch loads is an interruption like any other.
+    run(lambda argv: importlib.import_module(MODULES.get(verb, f"fastich.{verb}")).main(argv), rest)

@@ -58,6 +58,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     """Run every step in ``config.out`` and return what ``summary.json`` holds."""
     started = time.monotonic()
     out = config.out
+    _check_input(config)
     _clear(out)
     seconds: dict[str, float] = {}
     if config.dicom is None or config.labels is None:
@@ -68,7 +69,6 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         dicom, labels = out / "dicom" / "stage_2_train", out / "dicom" / "stage_2_train.csv"
     else:
         dicom, labels = config.dicom, config.labels
-    _check(dicom, labels)
     records, run_folder, model = out / "records", out / "run", out / "model"
     seconds["pack"] = _step(
         "pack", "--dicom", dicom, "--labels", labels, "--out", records, "--size", config.size, "--seed", config.seed,
@@ -98,10 +98,15 @@ def _clear(out: Path) -> None:
     (out / ".fastich-demo").touch()
 
 
-def _check(dicom: Path, labels: Path) -> None:
-    for path, what in ((dicom, "DICOM folder"), (labels, "label table")):
+def _check_input(config: DemoConfig) -> None:
+    """Look at the user's own data before an earlier demo is cleared away, and never clear that data away."""
+    for path, what in ((config.dicom, "DICOM folder"), (config.labels, "label table")):
+        if path is None:
+            continue
         if not path.exists():
             raise FastichError(f"{what} {path} does not exist")
+        if path.resolve().is_relative_to(config.out.resolve()):
+            raise UsageError(f"{what} {path} lies in {config.out}, which the demo replaces; choose another --out")
 
 
 def _train(config: DemoConfig, records: Path, run_folder: Path) -> float:

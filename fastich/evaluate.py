@@ -48,7 +48,7 @@ class EvaluateConfig:
     device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
     amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16")
     batch_size: int = option(64, "slices at a time")
-    loader: str = option("auto", "which loader feeds the network", choices=("auto", "dali", "cpu"))
+    loader: str = option("auto", "which loader feeds the network", choices=("auto", "native", "dali", "cpu"))
     threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     seed: int = option(0, "seed of the resampling")
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     if not config.run.is_dir():
         raise CheckpointError(f"{config.run}: no such run folder; expected the --out folder of python -m fastich.train")
-    folder.make(config.folder, overwrite=config.overwrite)
+    folder.check(config.folder, overwrite=config.overwrite)
     run = load_run(config.run, config.which)
     precision = choose_precision(config.amp, choose_device(config.device))
     run.model.to(precision.device)
@@ -103,6 +103,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         dataset = _compare_datasets(config, run, reader)
         for split in splits:
             _require_labelled(config, reader, split)
+        folder.make(config.folder)
         passes = {split: predict_split(config, run, precision, split) for split in splits}
         validation, judged = passes[VALIDATION], passes[config.split]
         thresholds = results.choose_on_validation(validation.predictions)

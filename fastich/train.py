@@ -28,6 +28,7 @@ from fastich.training.learner import Learner, make_learner
 from fastich.training.position import Position
 from fastich.training.precision import Precision, choose_device, choose_precision
 from fastich.training.predictions import Predictions
+from fastich.training.replicas import FEWEST_SLICES
 from fastich.training.run_folder import RUN_JSON, RunFolder, check_out
 from fastich.training.tensorboard import Board
 
@@ -97,8 +98,13 @@ def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: 
 
 
 def num_replicas(config: TrainConfig, device: torch.device) -> int:
-    """On a CPU each thread takes a part of the batch through the network; a compiled one is left in one piece."""
-    return config.num_threads if device.type == "cpu" and not config.compile else 1
+    """On a CPU each thread takes a part of the batch through the network; a compiled one is left in one piece.
+
+    Never more parts than the batch fills: with more threads than that, a batch would be left to one of them.
+    """
+    if device.type != "cpu" or config.compile:
+        return 1
+    return max(1, min(config.num_threads, config.batch_size // FEWEST_SLICES))
 
 
 def start_learner(config: TrainConfig, precision: Precision, replicas: int = 1) -> Learner:
@@ -151,6 +157,7 @@ def _summary(job: Job, position: Position, lines: list[history.Line]) -> dict[st
         "compile": job.config.compile,
         "loader": job.train_loader.backend,
         "ops": ops.backend(),
+        "replicas": num_replicas(job.config, precision.device),
         "dataset_sha256": job.folder.dataset_sha256,
         "config": job.config.resolved(),
         "input": job.config.network_input(),

@@ -95,6 +95,16 @@ def test_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
         checkpoint.load(path)
 
 
+def test_a_flipped_bit_in_the_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {}, {"model.weight": torch.arange(64.0)})
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged: its tensors have SHA-256"):
+        checkpoint.load(path)
+
+
 def test_foreign_safetensors_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="not a fastich checkpoint"):

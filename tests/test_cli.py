@@ -29,6 +29,13 @@ def test_every_verb_has_help(verb: str) -> None:
     assert f"usage: python -m fastich.{verb}" in done.stdout
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_console_script_reaches_every_verb(verb: str) -> None:
+    done = call(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m fastich.{verb}" in done.stdout
+
+
 def test_an_unknown_verb_is_bad_usage() -> None:
     done = call("trian")
     assert done.returncode == 2

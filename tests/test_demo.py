@@ -34,6 +34,23 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
         demo.demo(config)
 
 
+def test_missing_data_leaves_an_earlier_demo_alone(tmp_path: Path) -> None:
+    demo._clear(tmp_path / "demo")
+    (tmp_path / "demo" / "old").write_text("old")
+    with pytest.raises(FastichError, match="does not exist"):
+        demo.demo(DemoConfig(out=tmp_path / "demo", dicom=tmp_path / "none", labels=tmp_path / "none.csv"))
+    assert (tmp_path / "demo" / "old").exists()
+
+
+def test_data_inside_the_output_is_not_cleared_away(tmp_path: Path) -> None:
+    demo._clear(tmp_path)
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "labels.csv").write_text("Id,Label\n")
+    with pytest.raises(UsageError, match=r"DICOM folder .*dicom lies in .*which the demo replaces"):
+        demo.demo(DemoConfig(out=tmp_path, dicom=tmp_path / "dicom", labels=tmp_path / "labels.csv"))
+    assert (tmp_path / "labels.csv").exists()
+
+
 def test_a_failing_step_stops_the_demo_and_is_named() -> None:
     with pytest.raises(FastichError, match="python -m x ended with status 3"):
         demo._run([sys.executable, "-c", "raise SystemExit(3)"], shown="python -m x")

@@ -178,6 +178,21 @@ def test_verb_runs_a_real_network_and_prints_json(
         evaluate.main(flags)
 
 
+def test_overwrite_touches_nothing_before_run_and_records_are_known_good(base: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "records", salt="x")
+    (tmp_path / "old" / "figures").mkdir(parents=True)
+    for name in ("metrics.json", "figures/a.png"):
+        (tmp_path / "old" / name).write_text("old")
+    flags = {**vars(config(base, tmp_path / "old")), "overwrite": True}
+    with pytest.raises(RecordError, match="--other-dataset"):
+        evaluate.evaluate(EvaluateConfig(**(flags | {"records": tmp_path / "records"})))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        evaluate.evaluate(EvaluateConfig(**(flags | {"run": tmp_path / "empty"})))
+    assert (tmp_path / "old" / "metrics.json").exists()
+    assert (tmp_path / "old" / "figures" / "a.png").exists()
+
+
 def test_records_of_another_data_set_are_refused_unless_meant(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,11 @@ def test_an_error_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
         raise RuntimeError("stop")
     assert files_below(tmp_path) == ["a.json"]
     assert "old" in target.read_text()
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.json"), files.atomic_path(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_nan_never_reaches_json(tmp_path: Path) -> None:

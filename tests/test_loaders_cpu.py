@@ -6,6 +6,7 @@ import pytest
 import torch
 from loaders_data import KINDS, collect, damage, write_records
 
+from fastich import ops
 from fastich.errors import FastichError, RecordError, UsageError
 from fastich.loaders import LoaderConfig, choose_backend, open_loader
 from fastich.loaders.augment import draw
@@ -161,7 +162,7 @@ def test_split_without_a_batch_is_refused(even, changes, message):
         ({"seed": -1}, "seed must be >= 0, found -1"),
         ({"rank": 2, "world_size": 2}, "rank must be 0 to 1, found 2"),
         ({"windows": ()}, "at least one window"),
-        ({"backend": "magic"}, "backend must be one of auto, dali, cpu, found 'magic'"),
+        ({"backend": "magic"}, "backend must be one of auto, native, dali, cpu, found 'magic'"),
         ({"device": "tpu"}, "device must be one of cpu, cuda, found 'tpu'"),
     ],
 )
@@ -183,7 +184,12 @@ def test_cuda_demanded_and_absent_is_an_error(monkeypatch):
 
 def test_backend_is_chosen_as_documented(monkeypatch):
     monkeypatch.setattr("fastich.loaders.HAS_DALI", True)
-    assert [choose_backend(one, "cpu") for one in ("auto", "dali", "cpu")] == ["dali-cpu", "dali-cpu", "torch-cpu"]
+    monkeypatch.setattr("fastich.ops.KERNELS", object())
+    asked = ("auto", "native", "dali", "cpu")
+    assert [choose_backend(one, "cpu") for one in asked] == ["native-cpu", "native-cpu", "dali-cpu", "torch-cpu"]
+    assert choose_backend("auto", "cpu", adjacent=True) == "dali-cpu"
+    monkeypatch.setattr("fastich.ops.KERNELS", None)
+    assert choose_backend("auto", "cpu") == "dali-cpu"
     monkeypatch.setattr("fastich.loaders.HAS_DALI", False)
     assert choose_backend("auto", "cpu") == "torch-cpu"
     with pytest.raises(UsageError, match="backend dali was demanded but cannot be imported"):
@@ -196,7 +202,7 @@ def test_the_backend_is_said_once(even, capsys):
     loaders._announce.cache_clear()
     for _ in range(2):
         open_loader(config(even[0])).close()
-    assert capsys.readouterr().err == "loader: torch-cpu\n"
+    assert capsys.readouterr().err == f"loader: torch-cpu; kernels: {ops.backend()}\n"
 
 
 def test_config_is_frozen(even):

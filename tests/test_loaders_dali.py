@@ -136,5 +136,6 @@ def test_loaders_import_without_dali(monkeypatch):
     spec = importlib.util.find_spec("fastich.loaders")
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
+    monkeypatch.setattr("fastich.ops.KERNELS", None)
     assert fresh.choose_backend("auto", "cpu") == "torch-cpu"
     assert "nvidia.dali" in fresh.WHY_NO_DALI

@@ -304,11 +304,11 @@ def test_values_without_a_meaning_are_refused(changes, message):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared sample data are not beside this checkout")
-def test_a_real_tilted_head_ct_packs_to_less_than_a_third(tmp_path):
+def test_a_real_tilted_head_ct_packs_to_two_fifths(tmp_path):
     summary = pack(PackConfig(dicom=SHARED / "head_ct_tilt", out=tmp_path / "out", workers=1))
     index = RecordReader(tmp_path / "out").index
     assert summary["num_slices"] == 28
-    assert summary["ratio"] > 3
+    assert summary["ratio"] > 2.6  # half plane first; flat gives 3.5
     assert index["tilt_deg"].abs().max() > 5
     assert (np.diff(index["z_mm"]) > 0).all()
     assert verify(tmp_path / "out").problems == []

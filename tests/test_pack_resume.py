@@ -218,3 +218,20 @@ def test_ctrl_c_is_one_word_and_resume_finishes(data, packed, tmp_path):
     assert (process.returncode, stderr) == (130, "interrupted\n")
     pack(config(data, out, resume=True))
     assert folder_bytes(out) == folder_bytes(packed[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"half', r"dataset.json: damaged \(.*remove the folder and pack again"),
+        ("[1]", r"dataset.json: damaged"),
+        ('{"format_version": 99}', r"dataset.json: expected format version 1, found 99; choose another --out"),
+    ],
+)
+def test_resume_on_a_dataset_json_it_cannot_use_names_it(data, packed, tmp_path, content, message):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset.json").write_text(content)
+    with pytest.raises(FastichError, match=message):
+        pack(config(data, out, resume=True))
+    assert (out / "dataset.json").read_text() == content

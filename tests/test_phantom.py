@@ -1,6 +1,7 @@
 """The phantom data set: its files say what was simulated, byte for byte the same for the same seed."""
 
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import pydicom
 import pytest
 
 from fastich import hu as rescale
-from fastich.errors import UsageError
+from fastich.errors import FastichError, UsageError
 from fastich.labels import ANY, LABELS, SUBTYPES, any_is_consistent
 from fastich.phantom import PhantomConfig, dicom_bytes, generate, scanner, write
 from fastich.phantom.__main__ import main
@@ -314,3 +315,12 @@ def test_montage_is_a_png_small_enough_for_the_readme(tmp_path):
     data = (tmp_path / "phantom.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert len(data) <= 400_000
+
+
+def test_a_full_disk_names_the_folder_that_is_not_complete(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "write_study", full)
+    with pytest.raises(FastichError, match=r"out: No space left on device; .*out is not complete, remove it"):
+        generate(PhantomConfig(out=tmp_path / "out", studies=1, size=SIZE))

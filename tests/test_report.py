@@ -59,7 +59,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation folder whose ids are hostile."""
     path = tmp_path_factory.mktemp("report") / "evaluation"
     table, validation = make_table(uid=HOSTILE), make_table(seed=1)
-    folder.make(path, overwrite=False)
+    folder.check(path, overwrite=False)
+    folder.make(path)
     folder.write(path, measure(table, validation, records=HOSTILE), table, validation, read_hu=read_hu)
     return path
 
@@ -257,13 +258,13 @@ def test_figures_have_a_transparent_ground(tmp_path: Path) -> None:
 def test_existing_folder_is_kept_unless_told(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists and is not empty; give --overwrite"):
-        folder.make(tmp_path, overwrite=False)
+        folder.check(tmp_path, overwrite=False)
     with pytest.raises(UsageError, match="found a file"):
-        folder.make(tmp_path / "notes.txt", overwrite=True)
+        folder.check(tmp_path / "notes.txt", overwrite=True)
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.png").touch()
-    folder.make(tmp_path, overwrite=True)
+    folder.make(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["figures", "notes.txt"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from loaders_data import write_records
 
-from fastich import checkpoint, train, verb
+from fastich import checkpoint, ops, train, verb
 from fastich.errors import CheckpointError, FastichError, UsageError
 from fastich.labels import LABELS
 from fastich.loaders import Batch, LoaderConfig
@@ -173,7 +173,7 @@ def test_run_json_says_what_ran(undisturbed: Path) -> None:
     assert summary["device"] == "cpu"
     assert summary["amp"] is None
     assert summary["loader"] == "toy"
-    assert summary["ops"] == "reference"
+    assert summary["ops"] == ops.backend()
     assert summary["dataset_sha256"] == "5e" * 32
     assert summary["num_parameters"] == 7_481_734
     assert summary["slices_per_s"]["train"] > 0
@@ -261,6 +261,23 @@ def test_resume_of_a_damaged_checkpoint_is_refused(toy: Toy, undisturbed: Path, 
     last.write_bytes(last.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"last\.safetensors: damaged"):
         train.train(config(tmp_path / "run", resume="auto"))
+
+
+def test_resume_without_the_last_checkpoint_keeps_the_best(toy: Toy, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    (tmp_path / "run" / checkpoint.LAST).unlink()
+    with pytest.raises(CheckpointError, match=r"last.safetensors: missing although best.safetensors is there"):
+        train.train(config(tmp_path / "run", resume="auto"))
+    assert (tmp_path / "run" / checkpoint.BEST).exists()
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(("threads", "batch_size", "replicas"), [(2, 32, 2), (16, 32, 8), (64, 64, 16), (8, 3, 1)])
+def test_a_batch_is_never_split_into_more_parts_than_it_fills(
+    tmp_path: Path, threads: int, batch_size: int, replicas: int
+) -> None:
+    asked = config(tmp_path / "run", threads=threads, batch_size=batch_size)
+    assert train.num_replicas(asked, torch.device("cpu")) == replicas
 
 
 def test_more_epochs_may_be_asked_for_on_resume(toy: Toy, undisturbed: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """``open_loader``: records in, batches for the network out, in an order that (seed, epoch) alone decides.
 
-Two backends make the same tensors: DALI (``dali.py``) and the torch reference (``cpu.py``). Which one runs is said
-once, stands in ``Loader.backend``, and can be demanded.
+Three backends make the same tensors: the compiled core on threads (``native.py``), DALI (``dali.py``) and the torch
+reference (``cpu.py``). Which one runs is said once, stands in ``Loader.backend``, and can be demanded.
 """
 
 import functools
@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
+from fastich import ops
 from fastich.errors import UsageError
-from fastich.loaders import cpu
+from fastich.loaders import cpu, native
 from fastich.loaders.config import Batch, LoaderConfig
 from fastich.loaders.source import Source
 from fastich.records.reader import RecordReader
@@ -34,7 +35,7 @@ class Loader:
     Attributes:
         config: what was asked for.
         reader: the open records.
-        backend: what runs: ``dali-gpu``, ``dali-cpu`` or ``torch-cpu``.
+        backend: what runs: ``dali-gpu``, ``dali-cpu``, ``native-cpu`` or ``torch-cpu``.
         num_slices: slices of the split, over all ranks.
         num_batches: batches of an epoch, the same on every rank.
     """
@@ -51,6 +52,8 @@ class Loader:
         Raises:
             RecordError: a record is damaged; names file and byte offset. The batches before it come out first.
         """
+        if self.backend == "native-cpu":
+            return native.batches(self._source, epoch, start_batch)
         make = cpu.batches if self.backend == "torch-cpu" else dali.batches
         return make(self._source, epoch, start_batch)
 
@@ -67,27 +70,32 @@ def open_loader(config: LoaderConfig) -> Loader:
         FastichError: the split does not hold a batch of slices.
         UsageError: the backend or device that was demanded is not there.
     """
-    backend = choose_backend(config.backend, config.device)
+    backend = choose_backend(config.backend, config.device, config.adjacent)
     loader = Loader(config, RecordReader(config.records), backend)
-    _announce(backend, WHY_NO_DALI if config.backend == "auto" else "")
+    _announce(backend, ops.backend(), WHY_NO_DALI if config.backend == "auto" and backend == "torch-cpu" else "")
     return loader
 
 
-def choose_backend(backend: str, device: str) -> str:
-    """The name of the backend that will run, of ``dali-gpu``, ``dali-cpu`` and ``torch-cpu``.
+def choose_backend(asked: str, device: str, adjacent: bool = False) -> str:
+    """The name of the backend that will run, of ``dali-gpu``, ``native-cpu``, ``dali-cpu`` and ``torch-cpu``.
 
     Raises:
-        UsageError: DALI or CUDA is demanded and absent.
+        UsageError: a backend or CUDA is demanded and absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("loader: device cuda was demanded, but torch finds no usable CUDA device; use device cpu")
-    if backend == "dali" and not HAS_DALI:
+    if asked == "dali" and not HAS_DALI:
         raise UsageError(f"loader: backend dali was demanded but cannot be imported ({WHY_NO_DALI}); use cpu or auto")
-    if backend == "cpu" or not HAS_DALI:
+    if asked == "native" and (not ops.KERNELS or adjacent):
+        why = "it does not take adjacent slices" if ops.KERNELS else "the kernels are not built; make setup builds them"
+        raise UsageError(f"loader: backend native was demanded, but {why}; use cpu, dali or auto")
+    if asked == "native" or (asked == "auto" and device == "cpu" and ops.KERNELS and not adjacent):
+        return "native-cpu"
+    if asked == "cpu" or not HAS_DALI:
         return "torch-cpu"
     return "dali-gpu" if device == "cuda" else "dali-cpu"
 
 
 @functools.cache
-def _announce(backend: str, why: str) -> None:
-    say(f"loader: {backend}" + (f" (no DALI: {why})" if why else ""))
+def _announce(backend: str, kernels: str, why: str) -> None:
+    say(f"loader: {backend}; kernels: {kernels}" + (f" (no DALI: {why})" if why else ""))

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastich.hu import AIR_HU
 from fastich.loaders.augment import Augmentation
 from fastich.loaders.config import Batch, LoaderConfig
+from fastich.loaders.order import Step
 from fastich.loaders.source import Source, Work
 from fastich.preprocess import Preprocess, resize_area
 
@@ -31,7 +32,7 @@ def batches(source: Source, epoch: int, start: int) -> Iterator[Batch]:
             return hu if work.augmentation is None else warp(hu, matrices(work, items))
 
         images = assemble(work, config, preprocess, warped)
-        return finished_batch(source, work, images, pin=pin)
+        return finished_batch(source, work.step, images, pin=pin)
 
     return source.work(epoch, start, make)
 
@@ -86,7 +87,7 @@ def change_intensity(small: Tensor, augmentation: Augmentation, items: list[int]
     return small * gain + offset_hu
 
 
-def finished_batch(source: Source, work: Work, images: Tensor, *, pin: bool) -> Batch:
+def finished_batch(source: Source, step: Step, images: Tensor, *, pin: bool) -> Batch:
     """Images and what belongs to them; ``pin`` puts what is on the CPU into pinned memory."""
-    parts = (images, source.label_tensor(work.step), torch.from_numpy(work.step.rows))
+    parts = (images, source.label_tensor(step), torch.from_numpy(step.rows))
     return Batch(*(part.pin_memory() if pin and part.device.type == "cpu" else part for part in parts))

@@ -53,7 +53,7 @@ def batches(source: Source, epoch: int, start: int) -> Iterator[Batch]:
                 break
             work = feed.given.popleft()
             images = _stacked(output) if factor is not None else _finish(output, work, config, preprocess)
-            yield cpu.finished_batch(source, work, images, pin=config.device == "cuda")
+            yield cpu.finished_batch(source, work.step, images, pin=config.device == "cuda")
         if feed.error is not None:
             raise feed.error
     finally:

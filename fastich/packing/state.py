@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from fastich import files
 from fastich.errors import FastichError, UsageError
 from fastich.packing.plan import Plan
+from fastich.records.format import FORMAT_VERSION
 from fastich.records.index import DATASET_FILE
 from fastich.types import Reject, RejectReason
 
@@ -76,7 +77,7 @@ def load_plan(work: Path, facts: dict[str, Any]) -> Plan | None:
     """
     if not (work / PLAN_FILE).exists():
         return None
-    value = json.loads((work / PLAN_FILE).read_text(encoding="utf-8"))
+    value = _read_json(work / PLAN_FILE)
     for key, expected in facts.items():
         if value.get(key) != expected:
             raise FastichError(f"{work.parent}: {_difference(key, value.get(key), expected)}; remove it to start again")
@@ -94,11 +95,24 @@ def require_same_settings(out: Path, settings: dict[str, Any]) -> None:
     """Compare with the settings of a complete data set.
 
     Raises:
-        FastichError: they differ; names the first.
+        FastichError: they differ; names the first. Or it is damaged, or of another format version.
     """
-    dataset = json.loads((out / DATASET_FILE).read_text(encoding="utf-8"))
+    dataset = _read_json(out / DATASET_FILE)
+    if dataset.get("format_version") != FORMAT_VERSION:
+        raise FastichError(
+            f"{out / DATASET_FILE}: expected format version {FORMAT_VERSION}, found {dataset.get('format_version')}; "
+            "choose another --out"
+        )
     if dataset.get("settings") != settings:
         raise FastichError(f"{out}: {_difference('settings', dataset.get('settings'), settings)}; choose another --out")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise FastichError(f"{path}: damaged ({error}); remove the folder and pack again") from error
+    return value
 
 
 def _difference(key: str, found: Any, expected: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastich import verb
-from fastich.errors import UsageError
+from fastich.errors import FastichError, UsageError
 from fastich.labels import LABELS, SUBTYPES
 from fastich.phantom import write
 from fastich.phantom.cohort import StudyPlan, make_plan
@@ -51,18 +51,18 @@ def generate(config: PhantomConfig) -> dict[str, Any]:
 
     Raises:
         UsageError: the output folder already holds something.
+        FastichError: the disk is full, or the folder cannot be written.
     """
     out = config.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: expected an empty or absent folder, found something in it; choose another --out")
-    for folder in (out, out / write.SLICES_FOLDER, out / write.MASKS_FOLDER):
-        folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     plans = make_plan(config.seed, config.studies, config.healthy)
-    made = list(verb.progress(_all_studies(config, plans), total=len(plans), unit="studies", title="phantom"))
-    labels = [row for study in made for row in study["labels"]]
-    write.write_labels(out / write.LABELS_FILE, labels, config.seed)
-    write.write_truth(out / write.TRUTH_FILE, [study["truth"] for study in made])
+    try:
+        labels = _write(config, plans)
+    except OSError as error:
+        where = error.filename or out
+        raise FastichError(f"{where}: {error.strerror or error}; {out} is not complete, remove it") from error
     seconds = time.perf_counter() - begin
     table = np.asarray([values for _, values in labels])
     return {
@@ -78,6 +78,18 @@ def generate(config: PhantomConfig) -> dict[str, Any]:
         "slices_per_s": len(labels) / seconds,
         "workers": config.workers,
     }
+
+
+def _write(config: PhantomConfig, plans: tuple[StudyPlan, ...]) -> list[tuple[str, list[int]]]:
+    """Write everything; the labels of all slices [(sop, six labels)]."""
+    out = config.out
+    for folder in (out, out / write.SLICES_FOLDER, out / write.MASKS_FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
+    made = list(verb.progress(_all_studies(config, plans), total=len(plans), unit="studies", title="phantom"))
+    labels = [row for study in made for row in study["labels"]]
+    write.write_labels(out / write.LABELS_FILE, labels, config.seed)
+    write.write_truth(out / write.TRUTH_FILE, [study["truth"] for study in made])
+    return labels
 
 
 def _all_studies(config: PhantomConfig, plans: tuple[StudyPlan, ...]) -> Iterator[dict[str, Any]]:

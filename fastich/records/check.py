@@ -12,9 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fastich import ops
 from fastich.errors import RecordError
 from fastich.labels import LABELS
-from fastich.records import codec
 from fastich.records.format import (
     FRAME_FOOTER,
     FRAME_HEADER,
@@ -97,7 +97,7 @@ def _check_record(shard: ShardUnderCheck, offset: int) -> list[str]:
         data = read_frame(shard.bytes, offset, shard.file)
         example = parse_example(data)
         payload = data[example.payload_offset : example.payload_offset + example.payload_size]
-        pixels = codec.decode(payload, example.height, example.width, shard.codec)
+        pixels = ops.decode(payload, example.height, example.width, shard.codec)
     except RecordError as error:
         return [str(error).removeprefix(f"{shard.file}:{offset}: ")]
     if shard.row_at is None:

@@ -18,6 +18,9 @@ CODECS = ("lbp", "raw")
 MAGIC = b"LBP1"
 VERSION = 1
 MODE_FLAT = 0
+MODE_HALF_FIRST = 1
+HALF_FIRST_FROM = 512
+"""Slices with sides from here on are stored half-resolution plane first; below, the detail planes' tables cost more."""
 HEADER = struct.Struct("<4sBBHII")
 """magic, version, mode, reserved (0), height, width: 16 bytes."""
 RUN = 32
@@ -44,7 +47,32 @@ def encode(pixels: NDArray[np.uint16], codec: str = "lbp") -> bytes:
     height, width = pixels.shape
     _check_sides(height, width)
     _check_codec(codec)
-    return pixels.astype("<u2", copy=False).tobytes() if codec == "raw" else _encode_flat(pixels)
+    if codec == "raw":
+        return pixels.astype("<u2", copy=False).tobytes()
+    return encode_lbp(pixels, mode_for(pixels))
+
+
+def mode_for(pixels: NDArray[np.uint16]) -> int:
+    """The mode that ``encode`` stores ``pixels`` [H, W] in: a function of the pixels alone.
+
+    Half-first from 512 x 512 on, where the sides are even and no two pixels differ by 2^15 or more (there the half
+    plane would not be the mean); else flat.
+    """
+    height, width = pixels.shape
+    if min(height, width) < HALF_FIRST_FROM or height % 2 or width % 2:
+        return MODE_FLAT
+    return MODE_HALF_FIRST if int(pixels.max()) - int(pixels.min()) < 2**15 else MODE_FLAT
+
+
+def encode_lbp(pixels_HW: NDArray[np.uint16], mode: int) -> bytes:
+    """The LBP payload of ``pixels_HW`` uint16 [H, W] in ``mode``; half-first needs even sides."""
+    height, width = pixels_HW.shape
+    header = HEADER.pack(MAGIC, VERSION, mode, 0, height, width)
+    if mode == MODE_FLAT:
+        return header + _encode_plane(_residual(_pad_rows(pixels_HW)))
+    half, *details = _split_2x2(pixels_HW)
+    planes = [_residual(_pad_rows(half)), *(_pad_rows(detail, constant=True) for detail in details)]
+    return header + b"".join(_encode_plane(plane) for plane in planes)
 
 
 def decode(payload: bytes | memoryview, height: int, width: int, codec: str) -> NDArray[np.uint16]:
@@ -75,39 +103,88 @@ def _check_codec(codec: str) -> None:
         raise RecordError(f"codec {codec!r}: expected one of {', '.join(CODECS)}; was it packed by a newer fastich?")
 
 
-def _encode_flat(pixels_HW: NDArray[np.uint16]) -> bytes:
-    height, width = pixels_HW.shape
-    zigzag_RJ = _zigzag(_residual(_pad_rows(pixels_HW))).reshape(-1, RUN)
+def _encode_plane(values_HP: NDArray[np.uint16]) -> bytes:
+    """One stream: the width of each run, then its words."""
+    zigzag_RJ = _zigzag(values_HP).reshape(-1, RUN)
     used_bits_R = np.asarray(np.bitwise_or.reduce(zigzag_RJ, axis=1))
     widths_R = np.searchsorted(_POWERS, used_bits_R, side="right").astype(np.uint8)
     words = _planes_of(zigzag_RJ)[widths_R[:, None] > _PLANES]
-    header = HEADER.pack(MAGIC, VERSION, MODE_FLAT, 0, height, width)
-    return b"".join((header, widths_R.tobytes(), words.tobytes()))
+    return widths_R.tobytes() + words.tobytes()
 
 
 def _decode_lbp(payload: bytes | memoryview, height: int, width: int) -> NDArray[np.uint16]:
-    _check_header(payload, height, width)
+    if _check_header(payload, height, width) == MODE_FLAT:
+        plane_HW, end = _decode_plane(payload, HEADER.size, height, width)
+        _check_end(payload, end)
+        return _integrate(plane_HW)
+    planes, end = [], HEADER.size
+    for _ in range(4):
+        plane, end = _decode_plane(payload, end, height // 2, width // 2)
+        planes.append(plane)
+    _check_end(payload, end)
+    return _join_2x2(_integrate(planes[0]), *planes[1:])
+
+
+def _check_end(payload: bytes | memoryview, end: int) -> None:
+    if len(payload) != end:
+        raise RecordError(f"LBP payload is {len(payload)} bytes: its widths ask for exactly {end}")
+
+
+def _decode_plane(payload: bytes | memoryview, start: int, height: int, width: int) -> tuple[NDArray[np.uint16], int]:
+    """Values [height, width] of the stream at byte ``start`` (before any prediction is undone), and where it ends."""
     runs = num_runs(height, width)
-    words_at = HEADER.size + runs
+    words_at = start + runs
     if len(payload) < words_at:
         raise RecordError(f"LBP payload ends at byte {len(payload)} inside its width table, which ends at {words_at}")
-    widths_R = np.frombuffer(payload, np.uint8, runs, HEADER.size)
+    widths_R = np.frombuffer(payload, np.uint8, runs, start)
     if widths_R.max() > MAX_BITS:
         at = int(np.argmax(widths_R > MAX_BITS))
-        raise RecordError(
-            f"LBP width at payload byte {HEADER.size + at} is {widths_R[at]}: expected at most {MAX_BITS}"
-        )
-    expected = words_at + 4 * int(widths_R.sum(dtype=np.int64))
-    if len(payload) != expected:
-        raise RecordError(f"LBP payload is {len(payload)} bytes: its widths ask for exactly {expected}")
+        raise RecordError(f"LBP width at payload byte {start + at} is {widths_R[at]}: expected at most {MAX_BITS}")
+    num_words = int(widths_R.sum(dtype=np.int64))
+    end = words_at + 4 * num_words
+    if len(payload) < end:
+        raise RecordError(f"LBP payload is {len(payload)} bytes: its widths ask for exactly {end}")
     planes_RB = np.zeros((runs, MAX_BITS), dtype="<u4")
-    planes_RB[widths_R[:, None] > _PLANES] = np.frombuffer(payload, "<u4", offset=words_at)
-    residual_HP = _unzigzag(_pixels_of(planes_RB)).reshape(height, -1)
-    rows_HW = np.add.accumulate(residual_HP, axis=1, dtype=np.uint16)[:, :width]
+    planes_RB[widths_R[:, None] > _PLANES] = np.frombuffer(payload, "<u4", num_words, words_at)
+    return _unzigzag(_pixels_of(planes_RB)).reshape(height, -1)[:, :width], end
+
+
+def _integrate(residual_HW: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Undo ``_residual``: prefix sums along the rows, then down the columns."""
+    rows_HW = np.add.accumulate(residual_HW, axis=1, dtype=np.uint16)
     return np.add.accumulate(rows_HW, axis=0, dtype=np.uint16)
 
 
-def _check_header(payload: bytes | memoryview, height: int, width: int) -> None:
+def _split(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Reversible S-transform of pairs, exact modulo 2^16: floor of the mean (where |a - b| < 2^15), difference."""
+    high = a - b
+    return b + (high.view(np.int16) >> 1).view(np.uint16), high
+
+
+def _join(low: NDArray[np.uint16], high: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    b = low - (high.view(np.int16) >> 1).view(np.uint16)
+    return b + high, b
+
+
+def _split_2x2(pixels_HW: NDArray[np.uint16]) -> list[NDArray[np.uint16]]:
+    """Half plane, then vertical, horizontal and diagonal detail, each [H/2, W/2]."""
+    low_top, high_top = _split(pixels_HW[::2, ::2], pixels_HW[::2, 1::2])
+    low_bottom, high_bottom = _split(pixels_HW[1::2, ::2], pixels_HW[1::2, 1::2])
+    return [*_split(low_top, low_bottom), *_split(high_top, high_bottom)]
+
+
+def _join_2x2(
+    half: NDArray[np.uint16], vertical: NDArray[np.uint16], horizontal: NDArray[np.uint16], diagonal: NDArray[np.uint16]
+) -> NDArray[np.uint16]:
+    lows, highs = _join(half, vertical), _join(horizontal, diagonal)
+    out = np.empty((2 * half.shape[0], 2 * half.shape[1]), np.uint16)
+    for row in range(2):
+        out[row::2, ::2], out[row::2, 1::2] = _join(lows[row], highs[row])
+    return out
+
+
+def _check_header(payload: bytes | memoryview, height: int, width: int) -> int:
+    """The mode."""
     if len(payload) < HEADER.size:
         raise RecordError(f"LBP payload is {len(payload)} bytes: expected a header of {HEADER.size}")
     magic, version, mode, reserved, found_height, found_width = HEADER.unpack_from(payload)
@@ -115,14 +192,20 @@ def _check_header(payload: bytes | memoryview, height: int, width: int) -> None:
         raise RecordError(f"LBP magic at payload byte 0 is {magic.hex()}: expected {MAGIC.hex()} ({MAGIC.decode()})")
     if version != VERSION:
         raise RecordError(f"LBP version at payload byte 4 is {version}: this fastich reads {VERSION}")
-    if mode != MODE_FLAT:
-        raise RecordError(f"LBP mode at payload byte 5 is {mode}: this fastich reads {MODE_FLAT} (flat)")
+    if mode not in (MODE_FLAT, MODE_HALF_FIRST):
+        raise RecordError(
+            f"LBP mode at payload byte 5 is {mode}: "
+            f"this fastich reads {MODE_FLAT} (flat), {MODE_HALF_FIRST} (half-first)"
+        )
+    if mode == MODE_HALF_FIRST and (height % 2 or width % 2):
+        raise RecordError(f"LBP mode at payload byte 5 is half-first: expected even sides, found {height} x {width}")
     if reserved != 0:
         raise RecordError(f"LBP reserved field at payload byte 6 is {reserved}: expected 0")
     if (found_height, found_width) != (height, width):
         raise RecordError(
             f"LBP header at payload byte 8 says {found_height} x {found_width}: expected {height} x {width}"
         )
+    return int(mode)
 
 
 def _decode_raw(payload: bytes | memoryview, height: int, width: int) -> NDArray[np.uint16]:
@@ -131,10 +214,13 @@ def _decode_raw(payload: bytes | memoryview, height: int, width: int) -> NDArray
     return np.frombuffer(payload, "<u2").astype(np.uint16).reshape(height, width)
 
 
-def _pad_rows(pixels_HW: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Repeat the last pixel of each row up to a multiple of 32; the residual there is 0, so it costs no words."""
+def _pad_rows(pixels_HW: NDArray[np.uint16], *, constant: bool = False) -> NDArray[np.uint16]:
+    """Pad each row to a multiple of 32: pixels repeat the last one (residual 0), detail planes get 0: no words."""
     missing = -pixels_HW.shape[1] % RUN
-    return np.pad(pixels_HW, ((0, 0), (0, missing)), mode="edge") if missing else pixels_HW
+    if not missing:
+        return pixels_HW
+    place = ((0, 0), (0, missing))
+    return np.pad(pixels_HW, place) if constant else np.pad(pixels_HW, place, mode="edge")
 
 
 def _residual(pixels_HP: NDArray[np.uint16]) -> NDArray[np.uint16]:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastich import ops
 from fastich.errors import RecordError, UsageError
 from fastich.hu import from_record
-from fastich.records import codec
 from fastich.records.format import crc32c
 from fastich.records.index import DATASET_FILE, SPLITS, label_matrix, parse_dataset, read_index, series_codes
 from fastich.types import HuArray
@@ -92,10 +92,14 @@ class RecordReader:
         """
         view = self.payload(row, check_crc=check_crc)
         try:
-            return codec.decode(view, int(self._at("height", row)), int(self._at("width", row)), self.codec)
+            return ops.decode(view, *self.shape(row), self.codec)
         except RecordError as error:
             where = f"{self._path(int(self._at('shard', row)))}:{self._at('payload_offset', row)}"
             raise RecordError(f"{where}: row {row}: {error}") from error
+
+    def shape(self, row: int) -> tuple[int, int]:
+        """Height and width of slice ``row``, pixels."""
+        return int(self._at("height", row)), int(self._at("width", row))
 
     def hu(self, row: int) -> HuArray:
         """Slice ``row`` in Hounsfield units, int16 [H, W]."""

@@ -23,16 +23,24 @@ THRESHOLDS_FILE = "thresholds.json"
 FIGURES_FOLDER = "figures"
 
 
-def make(path: Path, *, overwrite: bool) -> None:
-    """Make the folder, or clear an old evaluation out of the way.
+def check(path: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that may not be written; changes nothing.
 
     Raises:
-        UsageError: it is a file, cannot be written, or holds something and ``overwrite`` is not set.
+        UsageError: it is a file, or holds something and ``overwrite`` is not set.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: expected a folder to write, found a file; choose another --out")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UsageError(f"{path}: exists and is not empty; give --overwrite, or choose another --out")
+
+
+def make(path: Path) -> None:
+    """Make the folder, or clear an old evaluation out of the way; only once the run and the records are known good.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
         raise UsageError(f"{path}: cannot be written; change its permissions, or choose another --out")

@@ -17,7 +17,8 @@ SMALLEST_SIZE = 32
 FREE_ON_RESUME = frozenset(
     {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "device", "compile"}
 )
-"""What may change when a run goes on: where things are and what computes, never what is computed."""
+"""What may change when a run goes on: where things are and what computes. Equal weights need equal threads on a CPU,
+where each takes a part of the batch through the network (``replicas.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class TrainConfig:
     balanced: bool = option(False, "draw slices so that rare labels are seen more often")
     amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16 with a scaler")
     compile: bool = option(False, "compile the network with torch.compile")
-    loader: str = option("auto", "which loader feeds the network", choices=("auto", "dali", "cpu"))
+    loader: str = option("auto", "which loader feeds the network", choices=("auto", "native", "dali", "cpu"))
     device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
     resume: str = option("no", "auto: go on from OUT's last checkpoint if there is one", choices=("no", "auto"))
     checkpoint_steps: int = option(0, "also save a checkpoint every this many steps (0: at the end of an epoch only)")

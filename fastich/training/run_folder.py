@@ -75,10 +75,14 @@ class RunFolder:
         """Bring ``learner`` to where the last checkpoint was saved; the start if there is none.
 
         Raises:
-            CheckpointError: it is damaged, or of another config or data set.
+            CheckpointError: it is damaged, of another config or data set, or missing from a run that has a best one.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.last.exists():
+            if self.best.exists():
+                raise CheckpointError(
+                    f"{self.last}: missing although {self.best.name} is there; restore it, or start a new --out"
+                )
             self._begin(0)
             return Position(), Predictions()
         saved = checkpoint.load(self.last)
