@@ -11,14 +11,12 @@ last, metrics.json. Validation's predictions are kept too (predictions-val.parqu
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from fastich import verb
@@ -28,9 +26,10 @@ from fastich.labels import LABELS, UNKNOWN
 from fastich.loaders import LoaderConfig, open_loader
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
-from fastich.training.environment import device_name, num_cores, versions
+from fastich.training.environment import device_name, num_cores, torch_threads, versions
 from fastich.training.precision import Precision, choose_device, choose_precision
-from fastich.training.predictions import predict
+from fastich.training.predictions import Forward, predict
+from fastich.training.replicas import Replicas
 from fastich.verb import option, required
 
 VALIDATION = "val"
@@ -61,6 +60,14 @@ class EvaluateConfig:
             if getattr(self, name) < least:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{flag} must be >= {least}, found {getattr(self, name)}")
+
+    def num_replicas(self, precision: Precision) -> int:
+        """Parts of a batch that go through the network at once: one a thread on a CPU (``training/replicas.py``)."""
+        return self.num_threads if precision.device.type == "cpu" else 1
+
+    def threads_an_operation(self, precision: Precision) -> int:
+        """Threads that torch gives each operation: one where the parts of a batch take the cores."""
+        return 1 if self.num_replicas(precision) > 1 else self.num_threads
 
     @property
     def num_threads(self) -> int:
@@ -99,7 +106,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     precision = choose_precision(config.amp, choose_device(config.device))
     run.model.to(precision.device)
     splits = tuple(dict.fromkeys((VALIDATION, config.split)))
-    with contextlib.closing(RecordReader(config.records)) as reader, _torch_threads(config.num_threads):
+    with (
+        contextlib.closing(RecordReader(config.records)) as reader,
+        torch_threads(config.threads_an_operation(precision)),
+    ):
         dataset = _compare_datasets(config, run, reader)
         for split in splits:
             _require_labelled(config, reader, split)
@@ -125,16 +135,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             config.folder, measured, judged.predictions, validation.predictions, read_hu=reader.hu, curves=curves
         )
     return measured
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _compare_datasets(config: EvaluateConfig, run: LoadedRun, reader: RecordReader) -> dict[str, Any]:
@@ -196,7 +196,12 @@ def predict_split(config: EvaluateConfig, run: LoadedRun, precision: Precision, 
     with contextlib.closing(loader):
         start = time.perf_counter()
         batches = verb.progress(loader.epoch(0), total=loader.num_batches, unit="batches", title=f"predict {split}")
-        seen = predict(run.model, run.model, batches, precision, config.batch_size)
+        replicas = config.num_replicas(precision)
+        with contextlib.ExitStack() as stack:
+            forward: Forward = run.model
+            if replicas > 1:
+                forward = stack.enter_context(contextlib.closing(Replicas(run.model, replicas, precision)))
+            seen = predict(run.model, forward, batches, precision, config.batch_size)
         rows, probability = seen.tensors()["rows"].cpu().numpy(), seen.probability()
         seconds = time.perf_counter() - start
         made = prediction_table(loader.reader.index, rows, probability)

@@ -46,7 +46,7 @@ class _Windowing(ctypes.Structure):
 class Kernels:
     """The loaded library and the instruction set that it runs on."""
 
-    library: ctypes.CDLL
+    core: ctypes.CDLL
     cpu: str
 
 
@@ -85,12 +85,12 @@ def encode(pixels: NDArray[np.uint16], name: str = "lbp") -> bytes:
         RecordError: the sides are outside what the format holds, or the codec is unknown.
     """
     height, width = pixels.shape
-    bound = KERNELS.library.fastich_lbp_bound(height, width) if KERNELS and name == "lbp" else 0
+    bound = KERNELS.core.fastich_lbp_bound(height, width) if KERNELS and name == "lbp" else 0
     if not KERNELS or not bound:
         return codec.encode(pixels, name)
     source = np.ascontiguousarray(pixels)
     out, written = np.empty(bound, np.uint8), ctypes.c_size_t()
-    status = KERNELS.library.fastich_lbp_encode(
+    status = KERNELS.core.fastich_lbp_encode(
         source.ctypes.data, height, width, codec.mode_for(source), out.ctypes.data, bound, ctypes.byref(written)
     )
     assert status == 0, f"fastich_lbp_encode gave {status} for {height} x {width}"
@@ -103,11 +103,11 @@ def decode(payload: bytes | memoryview, height: int, width: int, name: str = "lb
     Raises:
         RecordError: the payload is damaged or its size does not fit.
     """
-    if not KERNELS or name not in codec.CODECS or not KERNELS.library.fastich_lbp_bound(height, width):
+    if not KERNELS or name not in codec.CODECS or not KERNELS.core.fastich_lbp_bound(height, width):
         return codec.decode(payload, height, width, name)
     data = np.frombuffer(payload, np.uint8)
     out = np.empty((height, width), np.uint16)
-    status = KERNELS.library.fastich_decode(
+    status = KERNELS.core.fastich_decode(
         data.ctypes.data, data.size, LBP if name == "lbp" else RAW, height, width, out.ctypes.data
     )
     return codec.decode(payload, height, width, name) if status else out  # the reference words the error
@@ -172,7 +172,7 @@ class DecodeWindow:
         assert KERNELS
         data = np.frombuffer(payload, np.uint8)
         flat = None if matrix is None else np.ascontiguousarray(matrix, np.float32)
-        status = KERNELS.library.fastich_decode_window(
+        status = KERNELS.core.fastich_decode_window(
             data.ctypes.data, data.size, LBP if name == "lbp" else RAW, height, width,
             None if flat is None else flat.ctypes.data, gain, offset_hu, ctypes.byref(self._struct), out,
         )  # fmt: skip

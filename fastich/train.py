@@ -9,7 +9,6 @@ A run folder holds config.json, metrics.jsonl, curves/, checkpoints/ and, writte
 
 import contextlib
 import statistics
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from fastich.loaders import Loader, open_loader
 from fastich.models.densenet import build_model
 from fastich.training import curves, history
 from fastich.training.config import TrainConfig
-from fastich.training.environment import device_name, host, versions
+from fastich.training.environment import device_name, host, torch_threads, versions
 from fastich.training.epoch import Job, run_epoch
 from fastich.training.learner import Learner, make_learner
 from fastich.training.position import Position
@@ -51,7 +50,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
     replicas = num_replicas(config, device)
-    with _threads(1 if replicas > 1 else config.num_threads), contextlib.ExitStack() as stack:
+    with torch_threads(1 if replicas > 1 else config.num_threads), contextlib.ExitStack() as stack:
         train_loader, val_loader = (_open(stack, config, split, device) for split in ("train", "val"))
         learner = stack.enter_context(contextlib.closing(start_learner(config, precision, replicas)))
         folder = RunFolder(path=config.out, config=config, dataset_sha256=train_loader.reader.dataset_sha256)
@@ -66,16 +65,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
             position, seen = run_epoch(job, position, seen), Predictions()
         return _finish(job, position)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: torch.device) -> Loader:

@@ -1,7 +1,9 @@
 """What ran: versions and machine, for run.json and every checkpoint. Costs a few file reads."""
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -32,6 +34,17 @@ def _version(package: str) -> str | None:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let each torch operation use ``count`` threads, and put back what was set before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def device_name(device: torch.device) -> str:
