@@ -271,6 +271,12 @@ def _say_plan(config: PackConfig, plan: Plan) -> None:
     if plan.unmatched_labels:
         first = ", ".join(plan.unmatched_labels[:3])
         verb.say(f"{config.labels}: {len(plan.unmatched_labels)} ids match no file ({first}): see {UNMATCHED_FILE}")
+    nameless = plan.rows.loc[plan.rows["patient_id"] == plan.rows["study_uid"], "study_uid"].nunique()
+    if nameless:
+        verb.say(
+            f"note: {nameless} studies have no PatientID; each counts as a patient of its own, so one person may stand "
+            "in two splits"
+        )
 
 
 def _say_summary(config: PackConfig, summary: dict[str, Any]) -> None:

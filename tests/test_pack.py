@@ -219,6 +219,16 @@ def test_without_labels_every_label_is_unknown_and_no_split_is_made(data, tmp_pa
     assert verify(tmp_path / "out").problems == []
 
 
+def test_studies_without_a_patient_id_are_told_of(tmp_path, capsys):
+    for number, patient in enumerate(("", "", "p")):
+        pixels = head(np.random.default_rng(number))
+        study = f"1.2.{number}"
+        path = tmp_path / "dicom" / f"{number}.dcm"
+        write_slice(path, sop=sop_uid(number), study=study, patient=patient, z_mm=0.0, pixels=pixels)
+    pack(PackConfig(dicom=tmp_path / "dicom", out=tmp_path / "out", workers=1))
+    assert "note: 2 studies have no PatientID; each counts as a patient of its own" in capsys.readouterr().err
+
+
 def test_sample_takes_whole_patients_and_names_the_rest(data, tmp_path):
     summary = pack(config(data, tmp_path / "out", sample=0.5))
     index, rejects = RecordReader(tmp_path / "out").index, rejects_of(tmp_path / "out")
