@@ -64,7 +64,7 @@ def dali_flags() -> list[str]:
     sysconfig = importlib.import_module("nvidia.dali.sysconfig")
     include = sysconfig.get_include_dir()
     return [
-        "-std=c++20", "-DFASTICH_BUILDS_DALI", f"-isystem{include}", *sysconfig.get_compile_flags()[1:],
+        "-std=c++20", f"-isystem{include}", *sysconfig.get_compile_flags()[1:],
         *cuda_include(), *sysconfig.get_link_flags(),
     ]  # fmt: skip
 

@@ -19,7 +19,6 @@ from fastich.errors import RecordError, UsageError
 from fastich.records import codec
 from fastich.windowing import IMAGENET_MEAN, IMAGENET_STD, Window
 
-FLAT, HALF_FIRST = 0, 1
 RAW, LBP = 0, 1
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 CHW, HWC = 0, 1

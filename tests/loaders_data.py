@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fastich.hu import to_record
 from fastich.labels import LABELS
@@ -62,6 +63,20 @@ def write_records(
     meta = {"codec": "lbp", "size": None, "split": {}, "shards": [writer.close()], "rejects": None, "versions": {}}
     finish_dataset(folder, index_frame(rows), meta)
     return images
+
+
+def folders_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Records that any backend must read: ``even`` and ``large`` squares, ``wide`` images, ``mixed`` sizes."""
+    sizes = {
+        "even": [(96, 96)] * 12,
+        "mixed": [(96, 96), (70, 90), (96, 96), (90, 70), (70, 90)] * 2,
+        "wide": [(64, 96)] * 4,
+        "large": [(512, 512)] * 2,
+    }
+    made = {name: tmp_path_factory.mktemp(name) for name in sizes}
+    for name, folder in made.items():
+        write_records(folder, sizes[name], series_length=1 if name == "mixed" else 6)
+    return made
 
 
 def collect(loader: Loader, epoch: int = 0, start: int = 0) -> list[Batch]:

@@ -101,3 +101,9 @@ def rejects_of(out):
 def command(data, out, *more):
     words = ["--dicom", data[0], "--labels", data[1], "--out", out, *more]
     return [sys.executable, "-m", "fastich.pack", *map(str, words)]
+
+
+def clean_input(root: Path) -> tuple[Path, Path, dict[str, tuple[int, ...]]]:
+    """A folder without trouble below ``root``: folder, label table and labels by SOP UID."""
+    labels = make_folder(root / "dicom")
+    return root / "dicom", write_labels(root / "labels.csv", labels), labels

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from loaders_data import collect, damage, write_records
+from loaders_data import collect, damage, folders_of_all_kinds, write_records
 
 from fastich import loaders
 from fastich.errors import RecordError
@@ -21,16 +21,7 @@ TOLERANCE_AUGMENTED = 1e-3
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    sizes = {
-        "even": [(96, 96)] * 12,
-        "mixed": [(96, 96), (70, 90), (96, 96), (90, 70), (70, 90)] * 2,
-        "wide": [(64, 96)] * 4,
-        "large": [(512, 512)] * 2,
-    }
-    made = {name: tmp_path_factory.mktemp(name) for name in sizes}
-    for name, folder in made.items():
-        write_records(folder, sizes[name], series_length=1 if name == "mixed" else 6)
-    return made
+    return folders_of_all_kinds(tmp_path_factory)
 
 
 CASES = {

@@ -12,6 +12,7 @@ from pack_data import (
     SIDE,
     SPACING_MM,
     STEP_MM,
+    clean_input,
     config,
     edit,
     folder_bytes,
@@ -41,17 +42,14 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Clean input: folder, label table and labels by SOP UID."""
-    root = tmp_path_factory.mktemp("data")
-    labels = make_folder(root / "dicom")
-    return root / "dicom", write_labels(root / "labels.csv", labels), labels
+    return clean_input(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def packed(data, tmp_path_factory):
     """The clean input packed without disturbance by one worker."""
     out = tmp_path_factory.mktemp("packed") / "records"
-    summary = pack(config(data, out))
-    return out, summary
+    return out, pack(config(data, out))
 
 
 def test_records_hold_the_pixels_labels_and_places_of_the_files(data, packed):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pack_data import command, config, edit, folder_bytes, make_folder, write_labels
+from pack_data import clean_input, command, config, edit, folder_bytes, make_folder, write_labels
 
 from fastich.errors import FastichError, UsageError
 from fastich.pack import pack
@@ -21,17 +21,14 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Clean input: folder, label table and labels by SOP UID."""
-    root = tmp_path_factory.mktemp("data")
-    labels = make_folder(root / "dicom")
-    return root / "dicom", write_labels(root / "labels.csv", labels), labels
+    return clean_input(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def packed(data, tmp_path_factory):
     """The clean input packed without disturbance by one worker."""
     out = tmp_path_factory.mktemp("packed") / "records"
-    summary = pack(config(data, out))
-    return out, summary
+    return out, pack(config(data, out))
 
 
 class PowerCutError(BaseException):
