@@ -232,3 +232,23 @@ def test_resume_on_a_dataset_json_it_cannot_use_names_it(data, packed, tmp_path,
     with pytest.raises(FastichError, match=message):
         pack(config(data, out, resume=True))
     assert (out / "dataset.json").read_text() == content
+
+
+def test_a_pool_that_breaks_while_a_job_is_handed_over_is_a_killed_worker(tmp_path, monkeypatch):
+    def closed(*_):
+        raise OSError("handle is closed")  # what CPython's pool says when it breaks at that moment
+
+    with pool.Workers(2, tmp_path / "lock") as workers:
+        monkeypatch.setattr(workers._pool, "submit", closed)
+        with pytest.raises(FastichError, match="a worker process was killed"):
+            list(workers.map(abs, [1]))
+
+
+def test_a_real_error_of_the_system_is_not_taken_for_a_killed_worker(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    with pool.Workers(2, tmp_path / "lock") as workers:
+        monkeypatch.setattr(workers._pool, "submit", full)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            list(workers.map(abs, [1]))

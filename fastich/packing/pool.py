@@ -81,7 +81,7 @@ class Workers:
             yield from map(function, jobs)
             return
         try:
-            with _interrupts_blocked():
+            with _interrupts_blocked(), _closed_pool_is_broken():
                 pending: list[Future[R]] = [self._pool.submit(function, job) for job in jobs]
             for done in as_completed(pending):
                 yield done.result()
@@ -102,8 +102,20 @@ class Workers:
             for process in set(multiprocessing.active_children()) - self._not_ours:
                 process.terminate()
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            with contextlib.suppress(BrokenProcessPool), _closed_pool_is_broken():
+                self._pool.shutdown(wait=True, cancel_futures=True)
         self._stack.close()
+
+
+@contextlib.contextmanager
+def _closed_pool_is_broken() -> Iterator[None]:
+    """Name the race in CPython's pool: one that breaks while it is woken says "handle is closed", without an errno."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # a real one, such as no memory to start a process
+            raise
+        raise BrokenProcessPool(str(error)) from error
 
 
 @contextlib.contextmanager
