@@ -21,8 +21,10 @@ from setuptools.command.build_ext import build_ext
 
 WISH = os.environ.get("FASTICH_KERNELS", "auto")
 CORE = "kernels/core.cc"
-HEADERS = ["kernels/core.h", "kernels/lbp_rows.inc"]
-FLAGS = ["-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+HEADERS = [f"kernels/{name}" for name in ("core.h", "rows.h", "lbp.h", "window.h", "lbp_rows.inc", "window_rows.inc")]
+FLAGS = ["-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Every instruction set does the same float operations; no-trapping-math lets a clamp become a vector instruction.
+FLAGS += ["-ffp-contract=off", "-fno-trapping-math"]
 # GCC 12 warns of the undefined operand that its own AVX-512 headers pass on purpose.
 QUIET = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 

@@ -139,12 +139,20 @@ def test_fused_pass_words_damage_as_the_reference_does():
 @pytest.mark.parametrize("cpu", ["avx512", "avx2", "baseline"])
 def test_every_instruction_set_gives_the_same_bits(cpu):
     code = (
-        "import hashlib, numpy as np; from fastich import ops; from fastich.windowing import DEFAULT_WINDOWS\n"
+        "import hashlib, itertools, numpy as np\n"
+        "from fastich import ops; from fastich.windowing import DEFAULT_WINDOWS\n"
         "rng = np.random.default_rng(0); h = hashlib.sha256()\n"
         "for shape in ((64, 64), (66, 100), (512, 512)):\n"
         "    p = (1024 + rng.normal(0, 30, shape)).astype(np.uint16); b = ops.encode(p); h.update(b)\n"
-        "    h.update(ops.decode(b, *shape).tobytes()); o = np.empty((3, 33, 33), np.float32)\n"
-        "    ops.DecodeWindow(DEFAULT_WINDOWS, 33)(b, *shape, 'lbp', o.ctypes.data); h.update(o.tobytes())\n"
+        "    h.update(ops.decode(b, *shape).tobytes())\n"
+        "    turn = np.array([[1.02, 0.1, -3.3], [-0.1, 0.98, 4.7]])\n"
+        "    for size, layout, dtype, matrix in itertools.product(\n"
+        "        (32, 33, 256), (ops.CHW, ops.HWC), (ops.FLOAT32, ops.FLOAT16, ops.BFLOAT16), (None, turn)\n"
+        "    ):\n"
+        "        o = np.zeros(3 * size * size, np.uint16 if dtype else np.float32)\n"
+        "        fused = ops.DecodeWindow(DEFAULT_WINDOWS, size, layout=layout, dtype=dtype)\n"
+        "        fused(b, *shape, 'lbp', o.ctypes.data, matrix=matrix, gain=1.03, offset_hu=-2.0)\n"
+        "        h.update(o.tobytes())\n"
         "print(ops.backend(), h.hexdigest())"
     )
     found = {}
@@ -179,7 +187,8 @@ def test_core_is_clean_under_the_sanitizers_on_mutated_payloads(tmp_path):
     program = tmp_path / "fuzz"
     build = [
         "g++", "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-w",
-        "-I", str(PROJECT / "kernels"), str(PROJECT / "kernels" / "core.cc"), str(PROJECT / "tests" / "fuzz_core.cc"),
+        "-DFASTICH_KEPT_BYTES=0", "-I", str(PROJECT / "kernels"),
+        str(PROJECT / "kernels" / "core.cc"), str(PROJECT / "tests" / "fuzz_core.cc"),
         "-o", str(program),
     ]  # fmt: skip
     built = subprocess.run(build, capture_output=True, text=True, check=False)

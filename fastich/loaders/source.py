@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastich.errors import FastichError, RecordError
 from fastich.loaders.augment import Augmentation, draw
+from fastich.loaders.buffers import Buffers
 from fastich.loaders.config import LoaderConfig
 from fastich.loaders.order import ALL_ROWS, Int64Array, Order, Step, labelled
 from fastich.records.reader import RecordReader
@@ -47,7 +48,7 @@ class Source:
         """
         labels = reader.labels()
         rows = split_rows(reader, labels, config.split)
-        self.reader, self.config = reader, config
+        self.reader, self.config, self.buffers = reader, config, Buffers()
         self.labels: NDArray[np.int8] = labels
         self.order = Order(
             rows=rows,
