@@ -24,6 +24,7 @@ from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.labels import LABELS, UNKNOWN
 from fastich.loaders import LoaderConfig, open_loader
+from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
 from fastich.training.environment import device_name, num_cores, torch_threads, versions
@@ -47,7 +48,7 @@ class EvaluateConfig:
     device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
     amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16")
     batch_size: int = option(64, "slices at a time")
-    loader: str = option("auto", "which loader feeds the network", choices=("auto", "native", "dali", "cpu"))
+    loader: str = option("auto", "which loader feeds the network", choices=BACKENDS)
     threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     seed: int = option(0, "seed of the resampling")

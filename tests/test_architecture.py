@@ -42,7 +42,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "imagecodecs": ("decode_worker",),
     "openjpeg": ("decode_worker",),
     "jpeg_ls": ("decode_worker",),
-    "nvidia": ("loaders.dali", "ops"),
+    "nvidia": ("loaders.dali", "loaders.dali_stock"),
     "onnxruntime": ("serve.session", "export"),
     "onnx": ("export",),
     "torch": ("preprocess", "models", "loaders", "checkpoint", "training", "train", "evaluate", "export"),

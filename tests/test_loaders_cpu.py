@@ -162,7 +162,7 @@ def test_split_without_a_batch_is_refused(even, changes, message):
         ({"seed": -1}, "seed must be >= 0, found -1"),
         ({"rank": 2, "world_size": 2}, "rank must be 0 to 1, found 2"),
         ({"windows": ()}, "at least one window"),
-        ({"backend": "magic"}, "backend must be one of auto, native, dali, cpu, found 'magic'"),
+        ({"backend": "magic"}, "backend must be one of auto, native, dali, dali-stock, cpu, found 'magic'"),
         ({"device": "tpu"}, "device must be one of cpu, cuda, found 'tpu'"),
     ],
 )
@@ -187,7 +187,7 @@ def test_backend_is_chosen_as_documented(monkeypatch):
     monkeypatch.setattr("fastich.ops.KERNELS", object())
     asked = ("auto", "native", "dali", "cpu")
     assert [choose_backend(one, "cpu") for one in asked] == ["native-cpu", "native-cpu", "dali-cpu", "torch-cpu"]
-    assert choose_backend("auto", "cpu", adjacent=True) == "dali-cpu"
+    assert choose_backend("auto", "cpu", adjacent=True) == "dali-stock-cpu"
     monkeypatch.setattr("fastich.ops.KERNELS", None)
     assert choose_backend("auto", "cpu") == "dali-cpu"
     monkeypatch.setattr("fastich.loaders.HAS_DALI", False)

@@ -1,7 +1,8 @@
 """``open_loader``: records in, batches for the network out, in an order that (seed, epoch) alone decides.
 
-Three backends make the same tensors: the compiled core on threads (``native.py``), DALI (``dali.py``) and the torch
-reference (``cpu.py``). Which one runs is said once, stands in ``Loader.backend``, and can be demanded.
+Three backends make the same tensors: the compiled core on threads (``native.py``), DALI with our operator
+(``dali.py``) or its own (``dali_stock.py``), and the torch reference (``cpu.py``). Which one runs is said once, stands
+in ``Loader.backend``, and can be demanded.
 """
 
 import functools
@@ -18,7 +19,7 @@ from fastich.records.reader import RecordReader
 from fastich.verb import say
 
 try:
-    from fastich.loaders import dali
+    from fastich.loaders import dali, dali_stock
 except ImportError as error:  # an optional dependency: its absence is reported when a loader is opened
     HAS_DALI = False
     WHY_NO_DALI = str(error)
@@ -35,7 +36,8 @@ class Loader:
     Attributes:
         config: what was asked for.
         reader: the open records.
-        backend: what runs: ``dali-gpu``, ``dali-cpu``, ``native-cpu`` or ``torch-cpu``.
+        backend: what runs: ``native-cpu``, ``dali-gpu``, ``dali-cpu``, ``dali-stock-gpu``, ``dali-stock-cpu`` or
+            ``torch-cpu``.
         num_slices: slices of the split, over all ranks.
         num_batches: batches of an epoch, the same on every rank.
     """
@@ -54,7 +56,9 @@ class Loader:
         """
         if self.backend == "native-cpu":
             return native.batches(self._source, epoch, start_batch)
-        make = cpu.batches if self.backend == "torch-cpu" else dali.batches
+        if self.backend == "torch-cpu":
+            return cpu.batches(self._source, epoch, start_batch)
+        make = dali_stock.batches if self.backend.startswith("dali-stock") else dali.batches
         return make(self._source, epoch, start_batch)
 
     def close(self) -> None:
@@ -72,20 +76,21 @@ def open_loader(config: LoaderConfig) -> Loader:
     """
     backend = choose_backend(config.backend, config.device, config.adjacent)
     loader = Loader(config, RecordReader(config.records), backend)
-    _announce(backend, ops.backend(), WHY_NO_DALI if config.backend == "auto" and backend == "torch-cpu" else "")
+    _announce(backend, ops.backend(), _why(config, backend))
     return loader
 
 
 def choose_backend(asked: str, device: str, adjacent: bool = False) -> str:
-    """The name of the backend that will run, of ``dali-gpu``, ``native-cpu``, ``dali-cpu`` and ``torch-cpu``.
+    """The name of the backend that will run: see ``Loader.backend``.
 
     Raises:
         UsageError: a backend or CUDA is demanded and absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("loader: device cuda was demanded, but torch finds no usable CUDA device; use device cpu")
-    if asked == "dali" and not HAS_DALI:
-        raise UsageError(f"loader: backend dali was demanded but cannot be imported ({WHY_NO_DALI}); use cpu or auto")
+    if asked.startswith("dali") and not HAS_DALI:
+        why = f"cannot be imported ({WHY_NO_DALI})"
+        raise UsageError(f"loader: backend {asked} was demanded but {why}; use cpu or auto")
     if asked == "native" and (not ops.KERNELS or adjacent):
         why = "it does not take adjacent slices" if ops.KERNELS else "the kernels are not built; make setup builds them"
         raise UsageError(f"loader: backend native was demanded, but {why}; use cpu, dali or auto")
@@ -93,9 +98,19 @@ def choose_backend(asked: str, device: str, adjacent: bool = False) -> str:
         return "native-cpu"
     if asked == "cpu" or not HAS_DALI:
         return "torch-cpu"
-    return "dali-gpu" if device == "cuda" else "dali-cpu"
+    stock = asked == "dali-stock" or adjacent or not dali.has_operator(device)
+    return ("dali-stock-" if stock else "dali-") + ("gpu" if device == "cuda" else "cpu")
+
+
+def _why(config: LoaderConfig, backend: str) -> str:
+    """Why something slower runs than could; empty where it was asked for."""
+    if backend == "torch-cpu" and config.backend == "auto":
+        return f"no DALI: {WHY_NO_DALI}"
+    if backend.startswith("dali-stock") and config.backend != "dali-stock" and not config.adjacent:
+        return f"stock operators: {dali.WHY_NO_OPERATOR or 'decode_window was built without CUDA'}"
+    return ""
 
 
 @functools.cache
 def _announce(backend: str, kernels: str, why: str) -> None:
-    say(f"loader: {backend}; kernels: {kernels}" + (f" (no DALI: {why})" if why else ""))
+    say(f"loader: {backend}; kernels: {kernels}" + (f" ({why})" if why else ""))

@@ -9,7 +9,7 @@ from fastich.errors import UsageError
 from fastich.preprocess import NUM_ADJACENT
 from fastich.windowing import DEFAULT_WINDOWS, Window
 
-BACKENDS = ("auto", "native", "dali", "cpu")
+BACKENDS = ("auto", "native", "dali", "dali-stock", "cpu")
 DEVICES = ("cpu", "cuda")
 
 
@@ -30,8 +30,8 @@ class LoaderConfig:
         seed: with the epoch's number it fixes the order and every random change; >= 0.
         rank: this process among ``world_size``; all ranks make equally many, equally large batches.
         drop_last: leave out what does not fill a batch on every rank.
-        backend: native (the compiled core), dali, cpu (the torch reference) or auto: on a GPU DALI, on a CPU the first
-            of native, dali and cpu that is there.
+        backend: native (the compiled core), dali (with our operator where it is built), dali-stock (without it), cpu
+            (the torch reference) or auto: on a GPU DALI, on a CPU the first of native, dali and cpu that is there.
         device: where DALI works and leaves the images. The torch backend works on the CPU and pins for ``cuda``.
         threads: threads that read, decode and resize.
 

@@ -1,161 +1,134 @@
-"""The DALI loader: one pipeline definition of stock operators for the CPU (no GPU needed) and the GPU.
+"""The DALI loader: packed bytes go in, our operator ``decode_window`` makes the network's input of them in one pass.
 
-Decoded int16 HU go in from threads (``source.py``). Where every slice is square with a side that is a multiple of the
-image's, all arithmetic runs in DALI; else (another factor, other shapes, mixed sizes: DALI has no area mean for these)
-DALI moves and warps, and ``preprocess.resize_area`` and the windows follow on the same device.
-Tolerance against ``cpu.py``, in normalised units: 1e-4, augmented 1e-3 (the warp's float32 coordinates).
+The operator (kernels/dali_op.cc) runs on DALI's threads on a CPU, and as CUDA kernels on a GPU, where a slice crosses
+the bus in its packed form: 56 to 190 KB instead of 512. Where it is not built, and for adjacent slices,
+``dali_stock.py`` runs DALI's own operators. Tolerance against ``cpu.py``: that of ``native.py``.
+Shapes: N slices, S output side, C channels.
 """
 
-from collections import deque
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn, math
+from nvidia.dali import backend, fn, plugin_manager
 from nvidia.dali.pipeline import pipeline_def
-from nvidia.dali.types import DALIDataType, DALIInterpType
-from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from fastich.hu import AIR_HU
+from fastich import ops
+from fastich.errors import RecordError
 from fastich.loaders import cpu
+from fastich.loaders.augment import Augmentation, draw
 from fastich.loaders.config import Batch, LoaderConfig
-from fastich.loaders.source import Source, Work
-from fastich.preprocess import NUM_ADJACENT, Preprocess
+from fastich.loaders.dali_feed import Feed, outputs, pipeline_options, stacked
+from fastich.loaders.order import Step
+from fastich.loaders.source import Source, ahead
+from fastich.windowing import IMAGENET_MEAN, IMAGENET_STD
 
-QUEUE_DEPTH = 2
-"""Batches that DALI works on ahead of the one in use."""
+OPERATOR = "fastich__DecodeWindow"
+
+
+def _load_operator() -> str:
+    """Make the operator known to DALI; why it is not, or nothing."""
+    if not ops.DALI_LIBRARY.exists():
+        return f"{ops.DALI_LIBRARY.name} is not built; run make setup with a C++ compiler"
+    try:
+        plugin_manager.load_library(str(ops.DALI_LIBRARY))
+    except RuntimeError as error:
+        return f"{ops.DALI_LIBRARY.name} does not load, was it built for another DALI? ({' '.join(str(error).split())})"
+    return ""
+
+
+WHY_NO_OPERATOR = _load_operator()
+
+
+def has_operator(device: str) -> bool:
+    """Whether the operator is there for ``device``, ``cpu`` or ``cuda``."""
+    registry: Any = backend
+    known = registry.RegisteredGPUOps() if device == "cuda" else registry.RegisteredCPUOps()
+    return not WHY_NO_OPERATOR and OPERATOR in known
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A batch before decoding: its step, a payload a slice, their sides int32 [N, 2], and what to change in them."""
+
+    step: Step
+    payloads: list[NDArray[np.uint8]]
+    sides: NDArray[np.int32]
+    changes: Augmentation | None
 
 
 def batches(source: Source, epoch: int, start: int) -> Iterator[Batch]:
     """The batches of ``epoch`` from number ``start`` on; images on the GPU where the config's device is ``cuda``."""
     config = source.config
-    factor = block_factor(source)
-    feed = _Feed(source.work(epoch, start, lambda work: work), config.augment, factor is not None)
-    pipeline = _graph(
-        config,
-        factor,
-        feed,
-        batch_size=config.batch_size,
-        num_threads=config.threads,
-        device_id=torch.cuda.current_device() if config.device == "cuda" else None,
-        prefetch_queue_depth=QUEUE_DEPTH,
-        exec_dynamic=True,  # outputs own their memory, so torch may keep them
-    )
-    preprocess = Preprocess(config.size, config.windows, config.adjacent).to(config.device)
+    work = ahead(lambda step: _read(source, epoch, step), source.order.steps(epoch, start), config.threads)
+    feed = Feed(work, _arrays, [""] * (4 if config.augment else 2))
+    pipeline = _graph(config, source.reader.codec, feed, **pipeline_options(config))
     try:
-        while True:
-            try:
-                (output,) = pipeline.run()
-            except StopIteration:
-                break
-            work = feed.given.popleft()
-            images = _stacked(output) if factor is not None else _finish(output, work, config, preprocess)
-            yield cpu.finished_batch(source, work.step, images, pin=config.device == "cuda")
-        if feed.error is not None:
-            raise feed.error
-    finally:
-        feed.close()
+        for output, one in outputs(pipeline, feed):
+            yield cpu.finished_batch(source, one.step, stacked(output), pin=config.device == "cuda")
+    except RuntimeError as error:
+        _name_damage(source, feed, error)
+        raise
 
 
-def block_factor(source: Source) -> int | None:
-    """How many pixels a side go into one, where that is a whole number, the same for all slices, all square."""
-    rows = source.order.rows
-    sides = np.unique(source.reader.index[["height", "width"]].to_numpy()[rows])
-    if len(sides) != 1 or sides[0] % source.config.size:
-        return None
-    return int(sides[0]) // source.config.size
+def _read(source: Source, epoch: int, step: Step) -> Packed:
+    """The records of a step, their checksums compared.
+
+    Raises:
+        RecordError: one is damaged; names file and byte offset.
+    """
+    reader, config = source.reader, source.config
+    return Packed(
+        step=step,
+        payloads=[np.frombuffer(reader.payload(int(row)), np.uint8) for row in step.rows],
+        sides=np.array([reader.shape(int(row)) for row in step.rows], np.int32),
+        changes=draw(config.seed, epoch, step.positions) if config.augment else None,
+    )
+
+
+def _arrays(packed: Packed) -> tuple[Any, ...]:
+    """Inputs of the operator: payloads, sides, and where they are used maps [N, 2, 3] and intensities [N, 2]."""
+    if packed.changes is None:
+        return packed.payloads, packed.sides
+    changes = packed.changes
+    maps = np.stack([changes.matrix(item, *sides) for item, sides in enumerate(packed.sides.tolist())])
+    intensity = np.column_stack([changes.gain, changes.offset_hu])
+    return packed.payloads, packed.sides, maps.astype(np.float32), intensity.astype(np.float32)
 
 
 @pipeline_def
-def _graph(config: LoaderConfig, factor: int | None, feed: "_Feed") -> Any:
-    """HU [H, W, P] to images [S, S, C] (``factor`` given) or to warped HU [H, W, P] (``factor`` is None)."""
+def _graph(config: LoaderConfig, codec: str, feed: Feed[Packed]) -> Any:
+    """Payloads to images [S, S, C]."""
     on_gpu = config.device == "cuda"
-    hu, *change = fn.external_source(source=feed, num_outputs=len(feed.layouts), layout=feed.layouts)
-    hu = hu.gpu() if on_gpu else hu
-    if config.augment:
-        hu = fn.warp_affine(hu, matrix=change[0], inverse_map=True, fill_value=float(AIR_HU), dtype=DALIDataType.FLOAT)
-    if factor is None:
-        return hu
-    small = _block_mean(hu, factor, config)
-    if config.augment:
-        gain, offset_hu = (value.gpu() if on_gpu else value for value in change[1:])
-        small = small * gain + offset_hu
-    return _to_channels(small, config)
-
-
-def _block_mean(hu: Any, factor: int, config: LoaderConfig) -> Any:
-    """Mean of blocks of ``factor`` x ``factor`` pixels, [H, W, P] to float32 [S, S, P]."""
-    hu = fn.cast(hu, dtype=DALIDataType.FLOAT)
-    size, planes = config.size, NUM_ADJACENT if config.adjacent else 1
-    if factor == 1:
-        return hu
-    if factor == 2:  # sampling midway between two pixels is their mean; 1.6 times as fast as the general way
-        return fn.resize(hu, size=[size, size], interp_type=DALIInterpType.INTERP_LINEAR, antialias=False)
-    blocks = fn.reshape(hu, shape=[size, factor, size, factor, planes], layout="")
-    return fn.reshape(fn.reductions.mean(blocks, axes=[1, 3]), shape=[size, size, planes], layout="HWC")
-
-
-def _to_channels(hu: Any, config: LoaderConfig) -> Any:
-    """Windows and normalisation, [S, S, P] to [S, S, C]: clip to each window in HU, then one affine map a channel."""
-    preprocess = Preprocess(config.size, config.windows, config.adjacent)
-    low, width, mean, std = (
-        value.flatten().numpy() for value in (preprocess.low, preprocess.width, preprocess.mean, preprocess.std)
+    payload, *rest = fn.external_source(source=feed, num_outputs=len(feed.layouts), layout=feed.layouts)
+    count, operators = len(config.windows), cast(Any, fn).fastich
+    return operators.decode_window(
+        payload.gpu() if on_gpu else payload,
+        *rest,
+        codec=codec,
+        size=config.size,
+        centers=[window.center_hu for window in config.windows],
+        widths=[window.width_hu for window in config.windows],
+        mean=[IMAGENET_MEAN[c % 3] for c in range(count)],
+        std=[IMAGENET_STD[c % 3] for c in range(count)],
+        layout="HWC",
+        device="gpu" if on_gpu else "cpu",
     )
-    ends = list(zip(low.tolist(), (low + width).tolist(), strict=True))
-    clipped = [math.clamp(hu, *end) for end in (ends[:1] if config.adjacent else ends)]
-    channels = clipped[0] if len(clipped) == 1 else fn.cat(*clipped, axis=2)
-    return fn.normalize(channels, mean=(low + mean * width)[None, None], stddev=(std * width)[None, None])
 
 
-class _Feed:
-    """The pipeline's source: hands over arrays, remembers the work they belong to and the error that ended it.
+def _name_damage(source: Source, feed: Feed[Packed], error: RuntimeError) -> None:
+    """Where the operator refused a payload, say which: those of the batches in the air are decoded one by one.
 
-    An error is kept and the epoch ended, so that the batches before it come out and it is raised unwrapped.
+    Raises:
+        RecordError: names file and byte offset of the first that does not decode.
     """
-
-    def __init__(self, work: Generator[Work, None, None], augment: bool, all_in_dali: bool) -> None:
-        self.layouts = ["HWC", *[""] * (augment * (3 if all_in_dali else 1))]
-        """Of what it gives: HU, and where they are used maps, gains and offsets."""
-        self.given: deque[Work] = deque()
-        self.error: Exception | None = None
-        self._work = work
-
-    def __iter__(self) -> "_Feed":
-        return self
-
-    def __next__(self) -> tuple[Any, ...]:
-        try:
-            work = next(self._work)
-        except StopIteration:
-            raise
-        except Exception as error:
-            self.error = error
-            raise StopIteration from error
-        self.given.append(work)
-        hu = [np.ascontiguousarray(np.moveaxis(planes, 0, 2)) for planes in work.planes]
-        if work.augmentation is None:
-            return (hu,)
-        maps: NDArray[np.float32] = cpu.matrices(work, list(range(len(hu)))).astype(np.float32)
-        return (hu, maps, work.augmentation.gain, work.augmentation.offset_hu)[: len(self.layouts)]
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._work.close()
-
-
-def _stacked(output: Any) -> Tensor:
-    """Images [N, C, S, S] (channels_last) of the pipeline's output [N, S, S, C]; they share its memory."""
-    return from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
-
-
-def _finish(output: Any, work: Work, config: LoaderConfig, preprocess: Preprocess) -> Tensor:
-    """Images [N, C, S, S] from warped HU [H, W, P] of any sizes: area mean, intensity and windows in torch."""
-
-    def warped(items: list[int]) -> Tensor:
-        return torch.stack([from_dlpack(output[item]) for item in items]).permute(0, 3, 1, 2)
-
-    with torch.autocast(config.device, enabled=False):
-        return cpu.assemble(work, config, preprocess, warped)
+    if "payload" not in str(error):
+        return
+    for packed in feed.given:
+        for row in packed.step.rows:
+            try:
+                source.reader.stored(int(row))
+            except RecordError as found:
+                raise found from error

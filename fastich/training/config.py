@@ -6,6 +6,7 @@ from typing import Any
 
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders import LoaderConfig
+from fastich.loaders.config import BACKENDS
 from fastich.training.environment import num_cores
 from fastich.verb import option, plain, required
 from fastich.windowing import Window, parse_windows
@@ -40,7 +41,7 @@ class TrainConfig:
     balanced: bool = option(False, "draw slices so that rare labels are seen more often")
     amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16 with a scaler")
     compile: bool = option(False, "compile the network with torch.compile")
-    loader: str = option("auto", "which loader feeds the network", choices=("auto", "native", "dali", "cpu"))
+    loader: str = option("auto", "which loader feeds the network", choices=BACKENDS)
     device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
     resume: str = option("no", "auto: go on from OUT's last checkpoint if there is one", choices=("no", "auto"))
     checkpoint_steps: int = option(0, "also save a checkpoint every this many steps (0: at the end of an epoch only)")
