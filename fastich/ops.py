@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastich.errors import RecordError, UsageError
+from fastich.errors import RecordError
 from fastich.records import codec
+from fastich.verb import say
 from fastich.windowing import IMAGENET_MEAN, IMAGENET_STD, Window
 
 RAW, LBP = 0, 1
@@ -50,13 +51,11 @@ class Kernels:
 
 
 def _load() -> Kernels | None:
-    if not LIBRARY.exists():
-        if os.environ.get("FASTICH_REQUIRE_KERNELS") == "1":
-            raise UsageError(
-                f"FASTICH_REQUIRE_KERNELS=1, but {LIBRARY.name} is not built; run make setup with a C++ compiler"
-            )
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        _do_without(f"does not load ({error}); build it again" if LIBRARY.exists() else "is not built")
         return None
-    library = ctypes.CDLL(str(LIBRARY))
     library.fastich_cpu.restype = ctypes.c_char_p
     library.fastich_lbp_bound.restype = ctypes.c_size_t
     pointer, size, u32, i32, real = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int32, ctypes.c_float
@@ -67,6 +66,15 @@ def _load() -> Kernels | None:
         pointer, size, i32, u32, u32, pointer, real, real, ctypes.POINTER(_Windowing), pointer,
     ]  # fmt: skip
     return Kernels(library, library.fastich_cpu().decode())
+
+
+def _do_without(why: str) -> None:
+    """Go on with the references; where the kernels are demanded, stop the program before it does anything."""
+    if os.environ.get("FASTICH_REQUIRE_KERNELS") == "1":
+        say(f"error: FASTICH_REQUIRE_KERNELS=1, but {LIBRARY.name} {why}; run make setup with a C++ compiler")
+        raise SystemExit(2)
+    if LIBRARY.exists():
+        say(f"fastich: {LIBRARY.name} {why}; the references run instead")
 
 
 KERNELS = _load()

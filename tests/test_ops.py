@@ -173,12 +173,21 @@ def test_every_instruction_set_gives_the_same_bits(cpu):
 def test_demanding_kernels_that_are_not_built_is_an_error(tmp_path):
     code = "import fastich, pathlib, sys; fastich.__path__.insert(0, sys.argv[1]); import fastich.ops"
     shutil.copy(PROJECT / "fastich" / "ops.py", tmp_path / "ops.py")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True, text=True, check=False, env={**os.environ, "FASTICH_REQUIRE_KERNELS": "1"},
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "FASTICH_REQUIRE_KERNELS=1, but _kernels.so is not built" in done.stderr
+    for content, why in ((None, "is not built"), (b"no library", "does not load")):
+        if content:
+            (tmp_path / "_kernels.so").write_bytes(content)
+        done = {
+            wish: subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path)],
+                capture_output=True, text=True, check=False, env={**os.environ, "FASTICH_REQUIRE_KERNELS": wish},
+            )
+            for wish in ("1", "")
+        }  # fmt: skip
+        assert done["1"].returncode == 2
+        assert done["1"].stderr.startswith(f"error: FASTICH_REQUIRE_KERNELS=1, but _kernels.so {why}")
+        assert len(done["1"].stderr.splitlines()) == 1
+        assert done[""].returncode == 0
+        assert ("the references run instead" in done[""].stderr) == bool(content)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
