@@ -7,13 +7,14 @@ CONSTRAINTS := constraints/$(CUDA).txt
 STAMP := $(VENV)/.installed-$(CUDA)
 EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
 
-.PHONY: help setup demo test check lint types bench clean
+.PHONY: help setup demo test check lint types fuzz bench clean
 
 help:
 	@echo "make setup   virtual environment in $(VENV), everything from $(CONSTRAINTS) (CUDA=cu13 for CUDA 13)"
 	@echo "make demo    the main job, end to end, on synthetic studies (DICOM=dir LABELS=csv for your own)"
 	@echo "make test    the tests"
 	@echo "make check   lint, types and the tests: what CI runs"
+	@echo "make fuzz    libFuzzer over the native core under the sanitizers (needs clang++)"
 	@echo "make bench   slices/s of each stage on this machine"
 
 setup: $(STAMP)
@@ -42,6 +43,9 @@ types: setup
 	$(BIN)/python -m mypy
 
 check: lint types test
+
+fuzz: setup
+	$(BIN)/python tests/fuzz_core.py
 
 bench: setup
 	$(BIN)/python bench/throughput.py

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define FASTICH_X86 1
 #endif
@@ -114,6 +115,13 @@ struct Rows {
        space::add_weighted, space::add_weighted_float, space::narrow, space::warp_row, space::window_row,          \
        space::window_row_of_three, space::to_float16, space::to_bfloat16}
 
+#ifdef FASTICH_X86
+inline bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it: CPUID leaf 1, ECX bit 29
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+}
+#endif
+
 inline Rows choose_rows() {
 #ifdef FASTICH_X86
   const char *wish = std::getenv("FASTICH_CPU");
@@ -122,7 +130,7 @@ inline Rows choose_rows() {
   const bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
-  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && has_f16c();
   if (has512 && (any || !std::strcmp(wish, "avx512"))) return FI_ROWS(avx512);
   if (has2 && (any || !std::strcmp(wish, "avx512") || !std::strcmp(wish, "avx2"))) return FI_ROWS(avx2);
 #endif
