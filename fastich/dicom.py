@@ -18,8 +18,9 @@ import numpy as np
 from fastich import hu
 from fastich.decoder import Decoder
 from fastich.dicom_header import TAGS, FrameHeader, check_kind, frame_headers, read_layout
-from fastich.dicom_parse import DEFLATED, MEDIA_DIRECTORY, PIXEL_DATA, inflate, parse, quiet, read_meta
+from fastich.dicom_parse import DEFLATED, MEDIA_DIRECTORY, inflate, parse, quiet, read_meta
 from fastich.dicom_pixels import stored_frames
+from fastich.dicom_scan import PIXEL_DATA
 from fastich.errors import DicomError, FastichError
 from fastich.geometry import SeriesGeometry, order_series, same_direction, slice_normal
 from fastich.types import Reject, RejectReason, Slice, SliceHeader

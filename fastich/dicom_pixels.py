@@ -31,7 +31,7 @@ LOSSY = frozenset("1.2.840.10008.1.2.4." + number for number in ("50", "51", "53
 
 
 def stored_frames(
-    value: bytes, layout: PixelLayout, encapsulated: bool, decoder: Decoder
+    value: bytes | memoryview, layout: PixelLayout, encapsulated: bool, decoder: Decoder
 ) -> Iterator[NDArray[np.integer[Any]]]:
     """Yield the stored values of each frame, [rows, columns], masked to BitsStored and sign-extended.
 
@@ -45,13 +45,13 @@ def stored_frames(
         raise DicomError(RejectReason.UNSUPPORTED_SYNTAX, f"{syntax[:64]}: no decoder for it")
     if not encapsulated:
         raise DicomError(RejectReason.DAMAGED_PIXELS, f"{syntax} but the pixel data is not encapsulated")
-    streams = _split(value, layout)
+    streams = _split(bytes(value), layout)
     if syntax == RLE:
         return (_rle_frame(stream, layout) for stream in streams)
     return (_compressed_frame(stream, layout, decoder) for stream in streams)
 
 
-def _native_frames(value: bytes, layout: PixelLayout) -> Iterator[NDArray[np.integer[Any]]]:
+def _native_frames(value: bytes | memoryview, layout: PixelLayout) -> Iterator[NDArray[np.integer[Any]]]:
     """Uncompressed frames. Up to one row of excess bytes is taken for padding; more means that the header is wrong."""
     expected = layout.frame_bytes * layout.num_frames
     size = layout.bits_allocated // 8

@@ -62,7 +62,7 @@ def _parse(data: bytes, name: str) -> list[SliceHeader]:
             offset = meta.dataset_offset
             if meta.transfer_syntax == DEFLATED:
                 data, offset = inflate(data[offset:]), 0
-            elements = parse(data, offset, meta.transfer_syntax, [*TAGS])
+            elements = parse(data, offset, meta.transfer_syntax, TAGS)
             check_kind(elements, meta)
             layout = read_layout(elements, meta.transfer_syntax)
             return [frame.header for frame in frame_headers(elements, meta, layout, name)]

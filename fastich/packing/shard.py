@@ -110,7 +110,7 @@ def _pack_slice(
         pixels = to_record(source.read(row.path, row.frame).hu)
     except DicomError as error:
         return Outcome(reason=error.reason.value, detail=error.detail)
-    sha1 = hashlib.sha1(pixels.astype("<u2", copy=False).tobytes(), usedforsecurity=False).hexdigest()
+    sha1 = hashlib.sha1(np.ascontiguousarray(pixels, "<u2").data, usedforsecurity=False).hexdigest()
     if row.sop_uid in kept:
         return _twin(sha1, *kept[row.sop_uid])
     kept[row.sop_uid] = (sha1, row.path)

@@ -7,6 +7,7 @@ The Example is written by hand in protobuf's wire format: few lines, no dependen
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/{example,feature}.proto.
 """
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,15 +55,21 @@ def crc32c(data: bytes | memoryview) -> int:
 
 def masked_crc32c(data: bytes | memoryview) -> int:
     """TFRecord's mask over ``crc32c``: rotate right by 15 bits, add a constant."""
-    crc = crc32c(data)
+    return _mask(crc32c(data))
+
+
+def _mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def frame(data: bytes) -> bytes:
-    """One TFRecord record around ``data``: length, its checksum, data, its checksum."""
-    length = struct.pack("<Q", len(data))
-    footer = FRAME_FOOTER.pack(masked_crc32c(data))
-    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, footer))
+def frame(*parts: bytes) -> bytes:
+    """One TFRecord record around the data that ``parts`` make up: length, its checksum, data, its checksum.
+
+    In parts, so that a payload of hundreds of kilobytes is copied once.
+    """
+    length = struct.pack("<Q", sum(map(len, parts)))
+    footer = FRAME_FOOTER.pack(_mask(functools.reduce(google_crc32c.extend, parts, 0)))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), *parts, footer))
 
 
 def read_frame_header(shard: memoryview, offset: int, file: str) -> int:
@@ -104,13 +111,18 @@ def build_example(payload: bytes, height: int, width: int, labels: Sequence[int]
 
     ``labels`` are six of -1 (unknown), 0 or 1; ``sop`` is the SOP Instance UID.
     """
+    before, after = example_around(len(payload), height, width, labels, sop)
+    return b"".join((before, payload, after)), len(before)
+
+
+def example_around(payload_size: int, height: int, width: int, labels: Sequence[int], sop: str) -> tuple[bytes, bytes]:
+    """What stands before and after the payload in the Example of ``build_example``."""
     assert len(labels) == NUM_LABELS, f"expected {NUM_LABELS} labels, found {len(labels)}"
     before = _int64_entry("height", [height]) + _int64_entry("labels", labels)
     after = _bytes_entry("sop", sop.encode()) + _int64_entry("width", [width])
-    pixels = _bytes_entry("pixels", payload)
-    features = before + pixels + after
-    prefix = _tag(_FEATURES, _DELIMITED) + _varint(len(features))
-    return prefix + features, len(prefix) + len(before) + len(pixels) - len(payload)
+    pixels = _entry_head("pixels", _BYTES_LIST, payload_size)
+    size = len(before) + len(pixels) + payload_size + len(after)
+    return b"".join((_tag(_FEATURES), _varint(size), before, pixels)), after
 
 
 def parse_example(data: memoryview) -> Example:
@@ -150,17 +162,22 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _tag(number: int, wire_type: int) -> bytes:
-    return _varint(number << 3 | wire_type)
+def _tag(number: int) -> bytes:
+    return _varint(number << 3 | _DELIMITED)
 
 
-def _delimited(number: int, data: bytes) -> bytes:
-    return b"".join((_tag(number, _DELIMITED), _varint(len(data)), data))
+def _entry_head(name: str, kind: int, size: int) -> bytes:
+    """What stands before the ``size`` bytes of values of a feature: they end its entry."""
+    head = b""
+    for number in (_LIST_VALUES, kind, _VALUE):
+        head = b"".join((_tag(number), _varint(len(head) + size), head))
+    key = name.encode()
+    head = b"".join((_tag(_KEY), _varint(len(key)), key, head))
+    return b"".join((_tag(_MAP_ENTRY), _varint(len(head) + size), head))
 
 
 def _entry(name: str, kind: int, values: bytes) -> bytes:
-    feature = _delimited(kind, _delimited(_LIST_VALUES, values))
-    return _delimited(_MAP_ENTRY, _delimited(_KEY, name.encode()) + _delimited(_VALUE, feature))
+    return _entry_head(name, kind, len(values)) + values
 
 
 def _bytes_entry(name: str, value: bytes) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, Self
 import pandas as pd
 
 from fastich import files
-from fastich.records.format import FORMAT_VERSION, FRAME_HEADER, build_example, crc32c, frame
+from fastich.records.format import FORMAT_VERSION, FRAME_HEADER, crc32c, example_around, frame
 from fastich.records.index import (
     DATASET_FILE,
     INDEX_FILE,
@@ -64,14 +64,14 @@ class ShardWriter:
 
     def append(self, payload: bytes, height: int, width: int, labels: Sequence[int], sop: str) -> RecordPlace:
         """Add one slice: its payload from ``codec.encode``, its shape, six labels (-1 unknown) and SOP Instance UID."""
-        example, payload_at = build_example(payload, height, width, labels, sop)
-        record = frame(example)
+        before, after = example_around(len(payload), height, width, labels, sop)
+        record = frame(before, payload, after)
         self._file.write(record)
         self._hash.update(record)
         place = RecordPlace(
             offset=self._size_bytes,
             size=len(record),
-            payload_offset=self._size_bytes + FRAME_HEADER.size + payload_at,
+            payload_offset=self._size_bytes + FRAME_HEADER.size + len(before),
             payload_size=len(payload),
             crc32c=crc32c(payload),
         )
