@@ -76,3 +76,15 @@ def to_record(hu: HuArray) -> NDArray[np.uint16]:
 def from_record(stored: NDArray[np.uint16]) -> HuArray:
     """The record's uint16 back to int16 HU (values above 32767 HU, which no scanner makes, are clipped)."""
     return np.minimum(stored.astype(np.int32) - RECORD_OFFSET, INT16_MAX).astype(np.int16)
+
+
+def is_blank(pixels: NDArray[np.uint16]) -> bool:
+    """Tell whether an image holds at most two values: empty, or empty with padding round the field of view.
+
+    Such images are equal by chance, so they never join two patients (``fastich.splits``).
+    """
+    flat = pixels.reshape(-1)
+    if len(set(flat[:: max(1, flat.size // 256)].tolist())) > 2:  # all but a few slices end here
+        return False
+    other = flat[flat != flat[0]]
+    return other.size == 0 or bool((other == other[0]).all())
