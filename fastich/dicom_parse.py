@@ -78,12 +78,16 @@ class Elements:
 
     def texts(self, tag: int) -> tuple[str, ...]:
         """The value as text, split at backslashes and stripped of padding; () where absent or empty."""
-        text = decode_text(bytes(self.raw(tag) or b""))
-        return tuple(part.strip(PADDING) for part in text.split("\\")) if text else ()
+        raw = self.raw(tag)
+        text = decode_text(bytes(raw)) if raw else ""
+        if "\\" not in text:  # most values, and asked for 20 times a file
+            return (text,) if text else ()
+        return tuple(part.strip(PADDING) for part in text.split("\\"))
 
     def text(self, tag: int) -> str:
         """The first value as text, "" where absent."""
-        return next(iter(self.texts(tag)), "")
+        values = self.texts(tag)
+        return values[0] if values else ""
 
     def whole(self, tag: int) -> int | None:
         """The value of a US or UL element, None where absent or of another length."""

@@ -118,8 +118,8 @@ def build_example(payload: bytes, height: int, width: int, labels: Sequence[int]
 def example_around(payload_size: int, height: int, width: int, labels: Sequence[int], sop: str) -> tuple[bytes, bytes]:
     """What stands before and after the payload in the Example of ``build_example``."""
     assert len(labels) == NUM_LABELS, f"expected {NUM_LABELS} labels, found {len(labels)}"
-    before = _int64_entry("height", [height]) + _int64_entry("labels", labels)
-    after = _bytes_entry("sop", sop.encode()) + _int64_entry("width", [width])
+    before = _int64_entry("height", (height,)) + _int64_entry("labels", tuple(labels))
+    after = _bytes_entry("sop", sop.encode()) + _int64_entry("width", (width,))
     pixels = _entry_head("pixels", _BYTES_LIST, payload_size)
     size = len(before) + len(pixels) + payload_size + len(after)
     return b"".join((_tag(_FEATURES), _varint(size), before, pixels)), after
@@ -184,7 +184,9 @@ def _bytes_entry(name: str, value: bytes) -> bytes:
     return _entry(name, _BYTES_LIST, value)
 
 
-def _int64_entry(name: str, values: Sequence[int]) -> bytes:
+@functools.lru_cache(maxsize=1024)
+def _int64_entry(name: str, values: tuple[int, ...]) -> bytes:
+    """Kept, for sizes and labels are the same few all over a data set."""
     return _entry(name, _INT64_LIST, b"".join(_varint(int(value)) for value in values))
 
 
