@@ -101,9 +101,10 @@ class Elements:
         element = self._elements.get(tag)
         if element is None:
             return []
-        value = convert_raw_data_element(element).value if isinstance(element, RawDataElement) else element.value
-        items = [item for item in value or () if isinstance(item, Dataset)]
-        return [Elements({int(key): item.get_item(key) for key in item.keys()}) for item in items]  # noqa: SIM118
+        with quiet():
+            value = convert_raw_data_element(element).value if isinstance(element, RawDataElement) else element.value
+            items = [item for item in value or () if isinstance(item, Dataset)]
+            return [Elements({int(key): item.get_item(key) for key in item.keys()}) for item in items]  # noqa: SIM118
 
     def has_undefined_length(self, tag: int) -> bool:
         """Tell whether the element was written with undefined length (encapsulated, for pixel data)."""
@@ -240,8 +241,9 @@ def _parse_any(data: bytes, offset: int, tags: AbstractSet[int], *, implicit: bo
     found: dict[int, Any] = {}
     is_cut = False
     try:
-        for element in data_element_generator(stream, implicit, little, _stopper(), specific_tags=[*tags]):
-            found[int(element.tag)] = element
+        with quiet():
+            for element in data_element_generator(stream, implicit, little, _stopper(), specific_tags=[*tags]):
+                found[int(element.tag)] = element
     except DicomError:
         raise
     except EOFError:

@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless
 from fastich.decode_worker import Frame
 from fastich.decoder import CODECS, Decoder, samples
 from fastich.dicom_header import PixelLayout
-from fastich.dicom_parse import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from fastich.dicom_parse import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, quiet
 from fastich.errors import DicomError
 from fastich.types import RejectReason
 
@@ -70,7 +70,8 @@ def _native_frames(value: bytes | memoryview, layout: PixelLayout) -> Iterator[N
 def _split(value: bytes, layout: PixelLayout) -> list[bytes]:
     """The codestreams of an encapsulated value, one a frame."""
     try:
-        streams = list(generate_frames(value, number_of_frames=layout.num_frames))
+        with quiet():
+            streams = list(generate_frames(value, number_of_frames=layout.num_frames))
     except Exception as error:
         raise DicomError(RejectReason.DAMAGED_PIXELS, f"encapsulation: {type(error).__name__}") from error
     if len(streams) != layout.num_frames:
@@ -81,19 +82,20 @@ def _split(value: bytes, layout: PixelLayout) -> list[bytes]:
 def _rle_frame(stream: bytes, layout: PixelLayout) -> NDArray[np.integer[Any]]:
     kind = f"<u{layout.bits_allocated // 8}"
     try:
-        raw, _ = get_decoder(RLELossless).as_buffer(
-            stream_item(stream),
-            transfer_syntax_uid=RLELossless,
-            rows=layout.rows,
-            columns=layout.columns,
-            number_of_frames=1,
-            samples_per_pixel=1,
-            photometric_interpretation="MONOCHROME2",
-            pixel_representation=0,
-            bits_allocated=layout.bits_allocated,
-            bits_stored=layout.bits_allocated,
-            pixel_keyword="PixelData",
-        )
+        with quiet():
+            raw, _ = get_decoder(RLELossless).as_buffer(
+                stream_item(stream),
+                transfer_syntax_uid=RLELossless,
+                rows=layout.rows,
+                columns=layout.columns,
+                number_of_frames=1,
+                samples_per_pixel=1,
+                photometric_interpretation="MONOCHROME2",
+                pixel_representation=0,
+                bits_allocated=layout.bits_allocated,
+                bits_stored=layout.bits_allocated,
+                pixel_keyword="PixelData",
+            )
         image = np.frombuffer(raw, kind).reshape(layout.rows, layout.columns)
     except Exception as error:
         raise DicomError(RejectReason.DAMAGED_PIXELS, f"RLE: {type(error).__name__}") from error

@@ -8,6 +8,7 @@ one multi-frame file. Nothing here loads pandas or pyarrow, which would be most 
 
 import functools
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from fastich import dicom, ops
 from fastich.errors import DicomError, FastichError
 from fastich.files import sha256_file
-from fastich.hu import is_blank, to_record
+from fastich.hu import is_blank
 from fastich.packing.part import Outcome, read_part, write_part
 from fastich.records.shard_file import ShardWriter
-from fastich.types import RejectReason, Slice
+from fastich.types import RejectReason
 from fastich.windowing import area_matrix
 
 
@@ -70,7 +71,7 @@ def _pack_slice(
     one: PlannedSlice, source: "SliceSource", writer: ShardWriter, kept: dict[str, tuple[str, str]], job: ShardJob
 ) -> Outcome:
     try:
-        pixels = to_record(source.read(one.path, one.frame).hu)
+        pixels = source.read(one.path, one.frame)
     except DicomError as error:
         return Outcome(reason=error.reason.value, detail=error.detail)
     sha1 = hashlib.sha1(np.ascontiguousarray(pixels, "<u2").data, usedforsecurity=False).hexdigest()
@@ -112,21 +113,21 @@ class SliceSource:
     """Reads planned slices; keeps the frames of the last two files, for multi-frame files are planned by frame."""
 
     def __init__(self, root: Path, decoder: dicom.Decoder) -> None:
-        self._root, self._decoder = root, decoder
-        self._files: dict[str, dict[int, Slice]] = {}
+        self._root, self._decoder = str(root), decoder
+        self._files: dict[str, list[NDArray[np.uint16]]] = {}
 
-    def read(self, path: str, frame: int) -> Slice:
-        """Frame ``frame`` of the file ``path`` (relative to the root).
+    def read(self, path: str, frame: int) -> NDArray[np.uint16]:
+        """Frame ``frame`` of the file ``path`` (relative to the root) as a record stores it, uint16 [H, W].
 
         Raises:
             DicomError: it cannot be used.
         """
         if path not in self._files:
-            slices = dicom.read_file(self._root / path, root=self._root, decoder=self._decoder)
+            records = dicom.read_records(os.path.join(self._root, path), self._decoder)
             while len(self._files) > 1:
                 del self._files[next(iter(self._files))]
-            self._files[path] = {one.header.frame: one for one in slices}
-        if frame not in self._files[path]:
+            self._files[path] = records
+        if frame >= len(self._files[path]):
             raise DicomError(RejectReason.DAMAGED_PIXELS, f"frame {frame} cannot be read")
         return self._files[path][frame]
 

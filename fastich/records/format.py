@@ -34,6 +34,7 @@ _MAP_ENTRY, _KEY, _VALUE = 1, 1, 2
 _BYTES_LIST, _INT64_LIST, _LIST_VALUES = 1, 3, 1
 _DELIMITED = 2
 """The only wire type an Example needs: even its numbers stand packed in a list."""
+_ONE_BYTE = tuple(bytes([value]) for value in range(0x80))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +154,8 @@ def parse_example(data: memoryview) -> Example:
 
 def _varint(value: int) -> bytes:
     """Base-128, low group first; a negative int64 takes ten bytes as its two's complement."""
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
     value &= 0xFFFFFFFFFFFFFFFF
     out = bytearray()
     while value > 0x7F:
