@@ -26,7 +26,8 @@ def is_wrapped_12_bit(bits_stored: int, signed: bool, intercept: float) -> bool:
 def unwrap_12_bit(stored: NDArray[np.integer]) -> NDArray[np.integer]:
     """Undo the 12-bit wrap of ``stored`` [H, W]; the result goes with a RescaleIntercept of -1000."""
     if stored.dtype == np.uint16 and stored.max(initial=0) < WRAP_MODULUS:  # as masked to BitsStored, it always is
-        return np.bitwise_and(stored + np.uint16(WRAP_SHIFT), np.uint16(WRAP_MODULUS - 1), dtype=np.uint16)
+        unwrapped: NDArray[np.integer] = np.bitwise_and(stored + np.uint16(WRAP_SHIFT), np.uint16(WRAP_MODULUS - 1))
+        return unwrapped
     shifted: NDArray[np.int32] = stored.astype(np.int32) + np.int32(WRAP_SHIFT)
     shifted[shifted >= WRAP_MODULUS] -= WRAP_MODULUS
     return shifted
