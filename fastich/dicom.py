@@ -9,20 +9,23 @@ traceback.
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastich import hu
 from fastich.decoder import Decoder
-from fastich.dicom_header import TAGS, FrameHeader, check_kind, frame_headers, read_layout
-from fastich.dicom_parse import DEFLATED, MEDIA_DIRECTORY, PIXEL_DATA, inflate, parse, quiet, read_meta
+from fastich.dicom_header import TAGS, PixelLayout, Rescale, check_kind, frame_headers, frame_rescales, read_layout
+from fastich.dicom_parse import DEFLATED, MEDIA_DIRECTORY, Elements, FileMeta, inflate, parse, read_meta
 from fastich.dicom_pixels import stored_frames
+from fastich.dicom_scan import PIXEL_DATA
 from fastich.errors import DicomError, FastichError
 from fastich.geometry import SeriesGeometry, order_series, same_direction, slice_normal
-from fastich.types import Reject, RejectReason, Slice, SliceHeader
+from fastich.types import HuArray, Reject, RejectReason, Slice, SliceHeader
 
 __all__ = [
     "Decoder",
@@ -37,7 +40,10 @@ __all__ = [
     "read_bytes",
     "read_file",
     "read_folder",
+    "read_records",
 ]
+
+T = TypeVar("T")
 
 MAX_FILE_BYTES = 2**30
 """An enhanced study of 1,000 uncompressed frames is 0.5 GiB."""
@@ -111,14 +117,40 @@ def read_file(
     return read_bytes(_load(path), name, decoder=decoder, allow_deflated=allow_deflated)
 
 
-def _load(path: Path) -> bytes:
+def read_records(path: str, decoder: Decoder) -> list[NDArray[np.uint16]]:
+    """The frames of one file as records store them, uint16 [H, W]: ``hu.to_record`` of what ``read_file`` gives.
+
+    For packing, which has described the slices already: no header is made, and the usual frame becomes a record in one
+    pass over its stored values. Every check of ``read_file`` is made.
+
+    Raises:
+        DicomError: the file cannot be used, with the reason.
+    """
+    data = _load(path)
+
+    def records() -> list[NDArray[np.uint16]]:
+        checked = _check(data, allow_deflated=True)
+        scales = list(frame_rescales(*checked))
+        frames = _stored(checked, decoder)
+        return [_record(scale, stored) for scale, stored in zip(scales, frames, strict=True)]
+
+    return _guarded(records)
+
+
+def _record(scale: Rescale, stored: NDArray[np.integer]) -> NDArray[np.uint16]:
+    values = hu.unwrap_12_bit(stored) if scale.wrapped else stored
+    return hu.stored_to_record(values, scale.slope, scale.intercept)
+
+
+def _load(path: str | Path) -> bytes:
     try:
-        status = path.stat()
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise DicomError(RejectReason.UNREADABLE, "not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise DicomError(RejectReason.TOO_LARGE, f"{status.st_size} bytes, at most {MAX_FILE_BYTES}")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         raise DicomError(RejectReason.UNREADABLE, f"{type(error).__name__}: {error.strerror}") from error
 
@@ -128,16 +160,39 @@ def read_bytes(data: bytes, name: str, *, decoder: Decoder | None = None, allow_
     if decoder is None:
         with Decoder() as own:
             return read_bytes(data, name, decoder=own, allow_deflated=allow_deflated)
+
+    def slices() -> list[Slice]:
+        checked = _check(data, allow_deflated)
+        headers = list(frame_headers(*checked, name))
+        frames = _stored(checked, decoder)
+        return [
+            Slice(header=header.header, hu=_hu(header.rescale, stored))
+            for header, stored in zip(headers, frames, strict=True)
+        ]
+
+    return _guarded(slices)
+
+
+def _hu(scale: Rescale, stored: NDArray[np.integer]) -> HuArray:
+    values = hu.unwrap_12_bit(stored) if scale.wrapped else stored
+    return hu.to_hu(values, scale.slope, scale.intercept)
+
+
+def _guarded(read: Callable[[], T]) -> T:
+    """What ``read`` returns; whatever it stumbles over becomes a ``DicomError``."""
     try:
-        with quiet():
-            return _read(data, name, decoder, allow_deflated)
+        return read()
     except DicomError:
         raise
     except (Exception, MemoryError) as error:
         raise DicomError(RejectReason.DAMAGED_HEADER, f"{type(error).__name__} while its elements were read") from error
 
 
-def _read(data: bytes, name: str, decoder: Decoder, allow_deflated: bool) -> list[Slice]:
+Checked = tuple[Elements, FileMeta, PixelLayout]
+
+
+def _check(data: bytes, allow_deflated: bool) -> Checked:
+    """Parse a file and check what it is and how its pixels are stored."""
     if not data:
         raise DicomError(RejectReason.EMPTY_FILE, "0 bytes")
     meta = read_meta(data)
@@ -150,16 +205,14 @@ def _read(data: bytes, name: str, decoder: Decoder, allow_deflated: bool) -> lis
         data, offset = inflate(data[offset:]), 0
     elements = parse(data, offset, meta.transfer_syntax, TAGS)
     check_kind(elements, meta)
-    layout = read_layout(elements, meta.transfer_syntax)
-    headers = list(frame_headers(elements, meta, layout, name))
+    return elements, meta, read_layout(elements, meta.transfer_syntax)
+
+
+def _stored(checked: Checked, decoder: Decoder) -> Iterator[NDArray[np.integer]]:
+    """The stored values of each frame."""
+    elements, _, layout = checked
     value, encapsulated = elements.raw(PIXEL_DATA) or b"", elements.has_undefined_length(PIXEL_DATA)
-    frames = stored_frames(value, layout, encapsulated, decoder)
-    return [_slice(header, stored) for header, stored in zip(headers, frames, strict=True)]
-
-
-def _slice(frame: FrameHeader, stored: "np.ndarray[tuple[int, int], np.dtype[np.integer]]") -> Slice:
-    values = hu.unwrap_12_bit(stored) if frame.wrapped else stored
-    return Slice(header=frame.header, hu=hu.to_hu(values, frame.slope, frame.intercept))
+    return stored_frames(value, layout, encapsulated, decoder)
 
 
 def read_folder(folder: Path) -> Iterator[Slice | Reject]:

@@ -2,7 +2,8 @@
 
 Why not ``dcmread``: it inflates a deflated file of 1 MB to 2 GB before it looks at anything, and it turns every value
 into a checked object, which costs time and a warning for each illegal UID. Here the meta is read first, inflation is
-capped, and values stay raw bytes until one is asked for. Costs about 0.3 ms for a header of 22 elements.
+capped, and values stay raw bytes until one is asked for. Plain data sets never reach pydicom's parser
+(``dicom_scan``): 15 us for a header of 22 elements instead of 0.3 ms.
 
 Source: PS3.10 section 7 (file meta), PS3.5 sections 7.1 (elements), A.5 (deflated).
 """
@@ -11,7 +12,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +24,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag
 
+from fastich.dicom_scan import LONG_VRS, MAX_TOP_LEVEL_ELEMENTS, PIXEL_DATA, UNDEFINED_LENGTH, scan
 from fastich.errors import DicomError
 from fastich.types import RejectReason
 
@@ -34,14 +37,12 @@ MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 PREAMBLE_BYTES = 128
 MAX_INFLATED_BYTES = 256 * 2**20
 """A deflated CT slice is under 1 MiB and a large enhanced study about 100; 1 MB of input can make 1 GB."""
-MAX_TOP_LEVEL_ELEMENTS = 20_000
-"""Real headers hold a few hundred; a file of nothing but empty elements would keep the parser busy for minutes."""
-UNDEFINED_LENGTH = 0xFFFFFFFF
 PADDING = " \0\t\r\n"
-PIXEL_DATA = 0x7FE00010
 FLOAT_PIXEL_DATA = 0x7FE00008
 DOUBLE_PIXEL_DATA = 0x7FE00009
-_LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+SHARED_GROUPS, FRAME_GROUPS = 0x52009229, 0x52009230
+NESTED = frozenset({SHARED_GROUPS, FRAME_GROUPS})
+"""The sequences whose items are asked for (PS3.3 C.7.6.16); only pydicom's parser gives them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,26 +62,32 @@ class Elements:
         is_cut: the bytes ended inside an element.
     """
 
-    def __init__(self, elements: dict[int, Any], *, is_cut: bool = False) -> None:
+    def __init__(self, elements: Mapping[int, Any], *, is_cut: bool = False) -> None:
         self._elements = elements
         self.is_cut = is_cut
 
-    def raw(self, tag: int) -> bytes | None:
-        """The value's bytes, or None where the element is absent or is a sequence."""
+    def raw(self, tag: int) -> bytes | memoryview | None:
+        """The value's bytes (pixel data may be a view), or None where the element is absent or is a sequence."""
         element = self._elements.get(tag)
-        value = None if element is None else element.value
-        if value is None or isinstance(value, bytes):
-            return b"" if element is not None and value is None else value
-        return None
+        if element is None:
+            return None
+        value = element.value
+        if value is None:
+            return b""
+        return value if isinstance(value, bytes | memoryview) else None
 
     def texts(self, tag: int) -> tuple[str, ...]:
         """The value as text, split at backslashes and stripped of padding; () where absent or empty."""
-        text = decode_text(self.raw(tag) or b"")
-        return tuple(part.strip(PADDING) for part in text.split("\\")) if text else ()
+        raw = self.raw(tag)
+        text = decode_text(bytes(raw)) if raw else ""
+        if "\\" not in text:  # most values, and asked for 20 times a file
+            return (text,) if text else ()
+        return tuple(part.strip(PADDING) for part in text.split("\\"))
 
     def text(self, tag: int) -> str:
         """The first value as text, "" where absent."""
-        return next(iter(self.texts(tag)), "")
+        values = self.texts(tag)
+        return values[0] if values else ""
 
     def whole(self, tag: int) -> int | None:
         """The value of a US or UL element, None where absent or of another length."""
@@ -94,9 +101,10 @@ class Elements:
         element = self._elements.get(tag)
         if element is None:
             return []
-        value = convert_raw_data_element(element).value if isinstance(element, RawDataElement) else element.value
-        items = [item for item in value or () if isinstance(item, Dataset)]
-        return [Elements({int(key): item.get_item(key) for key in item.keys()}) for item in items]  # noqa: SIM118
+        with quiet():
+            value = convert_raw_data_element(element).value if isinstance(element, RawDataElement) else element.value
+            items = [item for item in value or () if isinstance(item, Dataset)]
+            return [Elements({int(key): item.get_item(key) for key in item.keys()}) for item in items]  # noqa: SIM118
 
     def has_undefined_length(self, tag: int) -> bool:
         """Tell whether the element was written with undefined length (encapsulated, for pixel data)."""
@@ -149,7 +157,7 @@ def read_meta(data: bytes) -> FileMeta:
     offset = start
     while data[offset : offset + 2] == b"\x02\x00":
         vr, head = data[offset + 4 : offset + 6], 8
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             head, length = 12, int.from_bytes(data[offset + 8 : offset + 12], "little")
         elif vr.isalpha() and vr.isupper():
             length = int.from_bytes(data[offset + 6 : offset + 8], "little")
@@ -210,7 +218,7 @@ def inflate(data: bytes) -> bytes:
     return plain
 
 
-def parse(data: bytes, offset: int, transfer_syntax: str, tags: list[int]) -> Elements:
+def parse(data: bytes, offset: int, transfer_syntax: str, tags: AbstractSet[int]) -> Elements:
     """Parse the data set that starts at ``offset``, keeping ``tags`` and stopping behind the pixel data.
 
     The first element decides between explicit and implicit VR where it contradicts the transfer syntax, as in pydicom.
@@ -220,13 +228,22 @@ def parse(data: bytes, offset: int, transfer_syntax: str, tags: list[int]) -> El
     """
     little = transfer_syntax != EXPLICIT_BIG
     implicit = not _spells_vr(data, offset) if little else False
+    plain = scan(data, offset, tags, NESTED, implicit=implicit) if little else None
+    if plain is not None:
+        return Elements(plain)
+    return _parse_any(data, offset, tags, implicit=implicit, little=little)
+
+
+def _parse_any(data: bytes, offset: int, tags: AbstractSet[int], *, implicit: bool, little: bool) -> Elements:
+    """As ``parse``, by pydicom: the reference, for whatever is not plain."""
     stream = BytesIO(data)
     stream.seek(offset)
     found: dict[int, Any] = {}
     is_cut = False
     try:
-        for element in data_element_generator(stream, implicit, little, _stopper(), specific_tags=[*tags]):
-            found[int(element.tag)] = element
+        with quiet():
+            for element in data_element_generator(stream, implicit, little, _stopper(), specific_tags=[*tags]):
+                found[int(element.tag)] = element
     except DicomError:
         raise
     except EOFError:

@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless
 from fastich.decode_worker import Frame
 from fastich.decoder import CODECS, Decoder, samples
 from fastich.dicom_header import PixelLayout
-from fastich.dicom_parse import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from fastich.dicom_parse import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, quiet
 from fastich.errors import DicomError
 from fastich.types import RejectReason
 
@@ -31,7 +31,7 @@ LOSSY = frozenset("1.2.840.10008.1.2.4." + number for number in ("50", "51", "53
 
 
 def stored_frames(
-    value: bytes, layout: PixelLayout, encapsulated: bool, decoder: Decoder
+    value: bytes | memoryview, layout: PixelLayout, encapsulated: bool, decoder: Decoder
 ) -> Iterator[NDArray[np.integer[Any]]]:
     """Yield the stored values of each frame, [rows, columns], masked to BitsStored and sign-extended.
 
@@ -45,13 +45,13 @@ def stored_frames(
         raise DicomError(RejectReason.UNSUPPORTED_SYNTAX, f"{syntax[:64]}: no decoder for it")
     if not encapsulated:
         raise DicomError(RejectReason.DAMAGED_PIXELS, f"{syntax} but the pixel data is not encapsulated")
-    streams = _split(value, layout)
+    streams = _split(bytes(value), layout)
     if syntax == RLE:
         return (_rle_frame(stream, layout) for stream in streams)
     return (_compressed_frame(stream, layout, decoder) for stream in streams)
 
 
-def _native_frames(value: bytes, layout: PixelLayout) -> Iterator[NDArray[np.integer[Any]]]:
+def _native_frames(value: bytes | memoryview, layout: PixelLayout) -> Iterator[NDArray[np.integer[Any]]]:
     """Uncompressed frames. Up to one row of excess bytes is taken for padding; more means that the header is wrong."""
     expected = layout.frame_bytes * layout.num_frames
     size = layout.bits_allocated // 8
@@ -70,7 +70,8 @@ def _native_frames(value: bytes, layout: PixelLayout) -> Iterator[NDArray[np.int
 def _split(value: bytes, layout: PixelLayout) -> list[bytes]:
     """The codestreams of an encapsulated value, one a frame."""
     try:
-        streams = list(generate_frames(value, number_of_frames=layout.num_frames))
+        with quiet():
+            streams = list(generate_frames(value, number_of_frames=layout.num_frames))
     except Exception as error:
         raise DicomError(RejectReason.DAMAGED_PIXELS, f"encapsulation: {type(error).__name__}") from error
     if len(streams) != layout.num_frames:
@@ -81,19 +82,20 @@ def _split(value: bytes, layout: PixelLayout) -> list[bytes]:
 def _rle_frame(stream: bytes, layout: PixelLayout) -> NDArray[np.integer[Any]]:
     kind = f"<u{layout.bits_allocated // 8}"
     try:
-        raw, _ = get_decoder(RLELossless).as_buffer(
-            stream_item(stream),
-            transfer_syntax_uid=RLELossless,
-            rows=layout.rows,
-            columns=layout.columns,
-            number_of_frames=1,
-            samples_per_pixel=1,
-            photometric_interpretation="MONOCHROME2",
-            pixel_representation=0,
-            bits_allocated=layout.bits_allocated,
-            bits_stored=layout.bits_allocated,
-            pixel_keyword="PixelData",
-        )
+        with quiet():
+            raw, _ = get_decoder(RLELossless).as_buffer(
+                stream_item(stream),
+                transfer_syntax_uid=RLELossless,
+                rows=layout.rows,
+                columns=layout.columns,
+                number_of_frames=1,
+                samples_per_pixel=1,
+                photometric_interpretation="MONOCHROME2",
+                pixel_representation=0,
+                bits_allocated=layout.bits_allocated,
+                bits_stored=layout.bits_allocated,
+                pixel_keyword="PixelData",
+            )
         image = np.frombuffer(raw, kind).reshape(layout.rows, layout.columns)
     except Exception as error:
         raise DicomError(RejectReason.DAMAGED_PIXELS, f"RLE: {type(error).__name__}") from error

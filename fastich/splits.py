@@ -28,18 +28,6 @@ SPLIT_STREAM, SAMPLE_STREAM = 1, 2
 """Second word of the seed, so that sample and split draw independent numbers."""
 
 
-def is_blank(pixels: NDArray[np.uint16]) -> bool:
-    """Tell whether an image holds at most two values: empty, or empty with padding round the field of view.
-
-    Such images are equal by chance, so they never join two patients.
-    """
-    flat = pixels.reshape(-1)
-    if np.unique(flat[:: max(1, flat.size // 256)]).size > 2:  # all but a few slices end here
-        return False
-    other = flat[flat != flat[0]]
-    return other.size == 0 or bool((other == other[0]).all())
-
-
 def patient_groups(patient_ids: Names, pixel_keys: Names) -> NDArray[np.int64]:
     """Group number [N] of each slice: patients who share a pixel key, transitively, are one group.
 

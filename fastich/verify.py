@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from fastich import verb
 from fastich.errors import RecordError
 from fastich.files import TEMPORARY_SUFFIX
+from fastich.hu import is_blank
 from fastich.labels import any_is_consistent
 from fastich.records.check import Problem, ShardUnderCheck, check_hash, check_records, problem_from, walk
 from fastich.records.index import DATASET_FILE, SCHEMA, label_matrix, summarise
 from fastich.records.reader import RecordReader, map_shard, read_dataset, read_dataset_index
-from fastich.splits import is_blank
 
 RECORDS_PER_TASK = 32
 """Enough to hide the cost of handing a task to a thread, few enough for a smooth progress bar."""
@@ -131,7 +131,7 @@ def _names(index: pd.DataFrame, rows: list[int]) -> str:
 
 
 def _is_blank_row(folder: Path, row: int, size: int | None) -> bool:
-    """Tell whether a slice is blank as ``splits.is_blank`` means it; what cannot be read is not, and is listed anyway.
+    """Tell whether a slice is blank as ``hu.is_blank`` means it; what cannot be read is not, and is listed anyway.
 
     A resized blank image has more values where its two met, but on few pixels: there nine tenths must be of two values.
     """

@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "ops",
         "decoder",
+        "dicom_scan",
         "dicom_parse",
         "dicom_header",
         "dicom_pixels",

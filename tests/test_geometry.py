@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastich import geometry
 from fastich.dicom import group_studies, read_folder
 from fastich.geometry import order_series, slice_normal
 from fastich.types import Slice, SliceHeader
@@ -158,3 +159,14 @@ def test_spacing_of_a_half_thin_half_thick_series_is_not_the_junction() -> None:
     geometry = order_series([header(z) for z in z_mm])
     assert geometry.spacing_mm == pytest.approx(2.45)
     assert geometry.gaps_mm == (3.68, 4.91)
+
+
+def test_normal_is_that_of_the_very_bits_whatever_was_asked_before() -> None:
+    plus, minus = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, -0.0)
+    for first, second in ((plus, minus), (minus, plus)):
+        geometry._normal.cache_clear()
+        slice_normal(first)
+        found = slice_normal(second)
+        assert found is not None
+        assert np.signbit(found[0]) == (second is minus), "cross product of +0 and -0"
+        assert not found.flags.writeable

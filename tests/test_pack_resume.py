@@ -66,7 +66,7 @@ def test_a_cut_before_any_rename_changes_no_byte(tmp_path, monkeypatch):
         except PowerCutError:
             assert not (out / "dataset.json").exists()
         (out / "index.parquet.tmp").write_bytes(b"half")
-        (out / ".packing" / "part-00000.parquet.tmp").write_bytes(b"half")
+        (out / ".packing" / "part-00000.json.tmp").write_bytes(b"half")
         pack(config(small, out, resume=True))
         assert folder_bytes(out) == expected
         num_renames += 1

@@ -70,6 +70,11 @@ def test_frame_writes_these_exact_bytes():
     assert format.frame(data).hex() == "0300000000000000b099490e6162636e57f121"
 
 
+def test_frame_of_parts_is_that_of_the_whole():
+    assert format.frame(b"a", b"", b"bc") == format.frame(b"abc")
+    assert format.frame() == format.frame(b"")
+
+
 def test_example_writes_these_exact_bytes():
     example, at = format.build_example(b"\xaa\xbb", 300, 5, [0, 1, 0, 0, 0, 1], "1.2")
     entries = (  # map entry, key, name, value, feature, list (bytes 0a, int64 1a), packed or plain value

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastich.hu import is_blank
 from fastich.labels import LABELS
-from fastich.splits import SPLITS, assign_splits, is_blank, patient_groups, sample_patients
+from fastich.splits import SPLITS, assign_splits, patient_groups, sample_patients
 
 
 def make_table(num_patients, *, seed=0, rates=(0.1, 0.2, 0.2, 0.25, 0.3), slices=(20, 41)):

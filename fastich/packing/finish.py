@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from fastich import files
 from fastich.labels import LABELS
+from fastich.packing.part import part_path, read_part
 from fastich.packing.plan import Plan, count_rejects, frame_name, require_slices
-from fastich.packing.shard import part_path, read_part
 from fastich.records.index import SCHEMA
-from fastich.records.writer import ShardInfo, finish_dataset
+from fastich.records.shard_file import ShardInfo
+from fastich.records.writer import finish_dataset
 from fastich.splits import assign_splits
 from fastich.types import Reject, RejectReason
 
@@ -48,13 +49,17 @@ class Parts:
 
 
 def read_parts(work: Path, plan: Plan) -> Parts:
-    """Join the parts of all shards.
+    """Join the parts of all shards to the plan's rows, which stand in the order of the shards.
 
     Raises:
         NothingToPackError: no slice was kept; counts the rejects by reason.
+        FastichError: a part is damaged.
     """
-    parts = [read_part(part_path(work, number)) for number in range(plan.num_shards)]
-    rows = pd.concat([frame for frame, _ in parts], ignore_index=True)
+    counts = np.bincount(plan.rows["shard"], minlength=plan.num_shards).tolist()
+    parts = [read_part(part_path(work, number), count) for number, count in enumerate(counts)]
+    outcomes = pd.concat([pd.DataFrame(columns) for columns, _ in parts], ignore_index=True)
+    planned = plan.rows.rename(columns={"height": "native_height", "width": "native_width"})
+    rows = pd.concat([planned, outcomes], axis=1)
     kept = rows[rows["reason"] == ""].reset_index(drop=True)
     rejects = (*plan.rejects, *_late_rejects(rows))
     require_slices(len(kept), rejects)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastich.dicom import MAX_FILE_BYTES
 from fastich.dicom_header import TAGS, check_kind, frame_headers, read_layout
-from fastich.dicom_parse import DEFLATED, inflate, parse, quiet, read_meta
+from fastich.dicom_parse import DEFLATED, inflate, parse, read_meta
 from fastich.errors import DicomError
 from fastich.types import Reject, RejectReason, SliceHeader
 
@@ -57,15 +57,14 @@ def _parse(data: bytes, name: str) -> list[SliceHeader]:
     if not data:
         raise DicomError(RejectReason.EMPTY_FILE, "0 bytes")
     try:
-        with quiet():
-            meta = read_meta(data)
-            offset = meta.dataset_offset
-            if meta.transfer_syntax == DEFLATED:
-                data, offset = inflate(data[offset:]), 0
-            elements = parse(data, offset, meta.transfer_syntax, [*TAGS])
-            check_kind(elements, meta)
-            layout = read_layout(elements, meta.transfer_syntax)
-            return [frame.header for frame in frame_headers(elements, meta, layout, name)]
+        meta = read_meta(data)
+        offset = meta.dataset_offset
+        if meta.transfer_syntax == DEFLATED:
+            data, offset = inflate(data[offset:]), 0
+        elements = parse(data, offset, meta.transfer_syntax, TAGS)
+        check_kind(elements, meta)
+        layout = read_layout(elements, meta.transfer_syntax)
+        return [frame.header for frame in frame_headers(elements, meta, layout, name)]
     except DicomError:
         raise
     except (Exception, MemoryError) as error:

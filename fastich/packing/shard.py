@@ -1,78 +1,50 @@
 """Pass 2 of packing: one shard, from DICOM to bytes; idempotent, so a killed pack is finished by doing it again.
 
 A shard and its part file: the shard is renamed into place first, the part after it, so a part means that its shard is
-complete. A part holds the plan's rows with what became of each. The cost is that of reading DICOM (0.5-1.2 ms a slice)
-and of encoding; a worker holds one slice in memory, or one multi-frame file.
+complete (``packing.part``). Half of the time of an uncompressed slice goes to hashing (SHA-1 of its pixels, SHA-256 of
+its record), a quarter to encoding, the rest to reading, checking and writing; a worker holds one slice in memory, or
+one multi-frame file. Nothing here loads pandas or pyarrow, which would be most of the start of a worker process.
 """
 
 import functools
 import hashlib
-import json
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fastich import dicom, ops
 from fastich.errors import DicomError, FastichError
-from fastich.files import atomic_path, sha256_file
-from fastich.hu import to_record
-from fastich.labels import LABELS
-from fastich.records.index import shard_name
-from fastich.records.writer import RecordPlace, ShardInfo, ShardWriter
-from fastich.splits import is_blank
-from fastich.types import RejectReason, Slice
+from fastich.files import sha256_file
+from fastich.hu import is_blank
+from fastich.packing.part import Outcome, read_part, write_part
+from fastich.records.shard_file import ShardWriter
+from fastich.types import RejectReason
 from fastich.windowing import area_matrix
 
-INFO_KEY = b"fastich_shard"
-NO_PLACE = RecordPlace(offset=0, size=0, payload_offset=0, payload_size=0, crc32c=0)
+
+class PlannedSlice(NamedTuple):
+    """What pass 2 needs to know of one row of the plan; ``labels`` are six of -1, 0 or 1."""
+
+    path: str
+    frame: int
+    sop_uid: str
+    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """Everything a worker needs for one shard; ``rows`` are the plan's rows of that shard."""
+    """Everything a worker needs for one shard: where it and its part are written, and the slices planned for it."""
 
-    number: int
-    num_shards: int
-    rows: pd.DataFrame
+    path: Path
+    part: Path
+    slices: tuple[PlannedSlice, ...]
     dicom: Path
-    out: Path
-    parts: Path
     codec: str
     size: int | None
-
-    @property
-    def path(self) -> Path:
-        """Where the shard is written."""
-        return self.out / shard_name(self.number, self.num_shards)
-
-    @property
-    def part(self) -> Path:
-        """Where its rows are written."""
-        return part_path(self.parts, self.number)
-
-
-def part_path(parts: Path, number: int) -> Path:
-    """``part-00003.parquet`` in the folder of parts."""
-    return parts / f"part-{number:05d}.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What became of one planned slice: a place in the shard, or a reason."""
-
-    place: RecordPlace = NO_PLACE
-    height: int = 0
-    width: int = 0
-    pixel_sha1: str = ""
-    blank: bool = False
-    reason: str = ""
-    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,39 +58,31 @@ class ShardDone:
 def write_shard(job: ShardJob) -> ShardDone:
     """Write the shard and its part, unless an earlier run has finished them."""
     if is_done(job):
-        return ShardDone(num_slices=len(job.rows), num_packed=0)
+        return ShardDone(num_slices=len(job.slices), num_packed=0)
     kept: dict[str, tuple[str, str]] = {}
-    outcomes: list[Outcome] = []
     with dicom.Decoder() as decoder, ShardWriter(job.path) as writer:
         source = SliceSource(job.dicom, decoder)
-        labels = job.rows[list(LABELS)].to_numpy(np.int8).tolist()
-        for row, row_labels in zip(job.rows.itertuples(index=False), labels, strict=True):
-            outcomes.append(_pack_slice(row, row_labels, source, writer, kept, job))
-    _write_part(job, outcomes, writer.close())
+        outcomes = [_pack_slice(one, source, writer, kept, job) for one in job.slices]
+    write_part(job.part, outcomes, writer.close())
     return ShardDone(num_slices=len(outcomes), num_packed=len(outcomes))
 
 
 def _pack_slice(
-    row: Any,
-    labels: list[int],
-    source: "SliceSource",
-    writer: ShardWriter,
-    kept: dict[str, tuple[str, str]],
-    job: ShardJob,
+    one: PlannedSlice, source: "SliceSource", writer: ShardWriter, kept: dict[str, tuple[str, str]], job: ShardJob
 ) -> Outcome:
     try:
-        pixels = to_record(source.read(row.path, row.frame).hu)
+        pixels = source.read(one.path, one.frame)
     except DicomError as error:
         return Outcome(reason=error.reason.value, detail=error.detail)
-    sha1 = hashlib.sha1(pixels.astype("<u2", copy=False).tobytes(), usedforsecurity=False).hexdigest()
-    if row.sop_uid in kept:
-        return _twin(sha1, *kept[row.sop_uid])
-    kept[row.sop_uid] = (sha1, row.path)
+    sha1 = hashlib.sha1(np.ascontiguousarray(pixels, "<u2").data, usedforsecurity=False).hexdigest()
+    if one.sop_uid in kept:
+        return _twin(sha1, *kept[one.sop_uid])
+    kept[one.sop_uid] = (sha1, one.path)
     blank = is_blank(pixels)
     if job.size is not None:
         pixels = resize_record(pixels, job.size)
     height, width = pixels.shape
-    place = writer.append(ops.encode(pixels, job.codec), height, width, labels, row.sop_uid)
+    place = writer.append(ops.encode(pixels, job.codec), height, width, one.labels, one.sop_uid)
     return Outcome(place=place, height=height, width=width, pixel_sha1=sha1, blank=blank)
 
 
@@ -149,50 +113,23 @@ class SliceSource:
     """Reads planned slices; keeps the frames of the last two files, for multi-frame files are planned by frame."""
 
     def __init__(self, root: Path, decoder: dicom.Decoder) -> None:
-        self._root, self._decoder = root, decoder
-        self._files: dict[str, dict[int, Slice]] = {}
+        self._root, self._decoder = str(root), decoder
+        self._files: dict[str, list[NDArray[np.uint16]]] = {}
 
-    def read(self, path: str, frame: int) -> Slice:
-        """Frame ``frame`` of the file ``path`` (relative to the root).
+    def read(self, path: str, frame: int) -> NDArray[np.uint16]:
+        """Frame ``frame`` of the file ``path`` (relative to the root) as a record stores it, uint16 [H, W].
 
         Raises:
             DicomError: it cannot be used.
         """
         if path not in self._files:
-            slices = dicom.read_file(self._root / path, root=self._root, decoder=self._decoder)
+            records = dicom.read_records(os.path.join(self._root, path), self._decoder)
             while len(self._files) > 1:
                 del self._files[next(iter(self._files))]
-            self._files[path] = {one.header.frame: one for one in slices}
-        if frame not in self._files[path]:
+            self._files[path] = records
+        if frame >= len(self._files[path]):
             raise DicomError(RejectReason.DAMAGED_PIXELS, f"frame {frame} cannot be read")
         return self._files[path][frame]
-
-
-def _write_part(job: ShardJob, outcomes: list[Outcome], info: ShardInfo) -> None:
-    part = job.rows.rename(columns={"height": "native_height", "width": "native_width"}).reset_index(drop=True)
-    for name in RecordPlace.__slots__:
-        part[name] = np.asarray([getattr(outcome.place, name) for outcome in outcomes], dtype=np.int64)
-    for name in ("height", "width", "pixel_sha1", "blank", "reason", "detail"):
-        part[name] = [getattr(outcome, name) for outcome in outcomes]
-    table = pa.Table.from_pandas(part, preserve_index=False)
-    table = table.replace_schema_metadata({INFO_KEY: json.dumps(asdict(info)).encode()})
-    with atomic_path(job.part) as temporary:
-        pq.write_table(table, temporary)
-
-
-def read_part(path: Path) -> tuple[pd.DataFrame, ShardInfo]:
-    """A part's rows and what it says of its shard.
-
-    Raises:
-        FastichError: the part is damaged.
-    """
-    try:
-        table = pq.read_table(path)
-        info = ShardInfo(**json.loads(table.schema.metadata[INFO_KEY]))
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise FastichError(f"{path}: damaged ({error}); remove it and go on with --resume") from error
-    frame: pd.DataFrame = table.to_pandas()
-    return frame, info
 
 
 def is_done(job: ShardJob) -> bool:
@@ -200,7 +137,7 @@ def is_done(job: ShardJob) -> bool:
     if not job.part.exists():
         return False
     try:
-        _, info = read_part(job.part)
+        _, info = read_part(job.part, len(job.slices))
         return job.path.stat().st_size == info.size_bytes and sha256_file(job.path) == info.sha256
     except (FastichError, FileNotFoundError):
         return False

@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def save_plan(work: Path, plan: Plan, facts: dict[str, Any]) -> None:
     for name, frame in ((ROWS_FILE, plan.rows), (REJECTS_FILE, rejects)):
         with files.atomic_path(work / name) as temporary:
             frame.to_parquet(temporary, index=False)
-    value = {key: item for key, item in asdict(plan).items() if key not in ("rows", "rejects")}
+    value = {name: getattr(plan, name) for name in ("num_shards", "unmatched_labels", "notes")}
     files.write_json(work / PLAN_FILE, {**facts, "plan": value})
 
 

@@ -7,6 +7,7 @@ The Example is written by hand in protobuf's wire format: few lines, no dependen
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/{example,feature}.proto.
 """
 
+import functools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ _MAP_ENTRY, _KEY, _VALUE = 1, 1, 2
 _BYTES_LIST, _INT64_LIST, _LIST_VALUES = 1, 3, 1
 _DELIMITED = 2
 """The only wire type an Example needs: even its numbers stand packed in a list."""
+_ONE_BYTE = tuple(bytes([value]) for value in range(0x80))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +56,21 @@ def crc32c(data: bytes | memoryview) -> int:
 
 def masked_crc32c(data: bytes | memoryview) -> int:
     """TFRecord's mask over ``crc32c``: rotate right by 15 bits, add a constant."""
-    crc = crc32c(data)
+    return _mask(crc32c(data))
+
+
+def _mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def frame(data: bytes) -> bytes:
-    """One TFRecord record around ``data``: length, its checksum, data, its checksum."""
-    length = struct.pack("<Q", len(data))
-    footer = FRAME_FOOTER.pack(masked_crc32c(data))
-    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, footer))
+def frame(*parts: bytes) -> bytes:
+    """One TFRecord record around the data that ``parts`` make up: length, its checksum, data, its checksum.
+
+    In parts, so that a payload of hundreds of kilobytes is copied once.
+    """
+    length = struct.pack("<Q", sum(map(len, parts)))
+    footer = FRAME_FOOTER.pack(_mask(functools.reduce(google_crc32c.extend, parts, 0)))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), *parts, footer))
 
 
 def read_frame_header(shard: memoryview, offset: int, file: str) -> int:
@@ -104,13 +112,18 @@ def build_example(payload: bytes, height: int, width: int, labels: Sequence[int]
 
     ``labels`` are six of -1 (unknown), 0 or 1; ``sop`` is the SOP Instance UID.
     """
+    before, after = example_around(len(payload), height, width, labels, sop)
+    return b"".join((before, payload, after)), len(before)
+
+
+def example_around(payload_size: int, height: int, width: int, labels: Sequence[int], sop: str) -> tuple[bytes, bytes]:
+    """What stands before and after the payload in the Example of ``build_example``."""
     assert len(labels) == NUM_LABELS, f"expected {NUM_LABELS} labels, found {len(labels)}"
-    before = _int64_entry("height", [height]) + _int64_entry("labels", labels)
-    after = _bytes_entry("sop", sop.encode()) + _int64_entry("width", [width])
-    pixels = _bytes_entry("pixels", payload)
-    features = before + pixels + after
-    prefix = _tag(_FEATURES, _DELIMITED) + _varint(len(features))
-    return prefix + features, len(prefix) + len(before) + len(pixels) - len(payload)
+    before = _int64_entry("height", (height,)) + _int64_entry("labels", tuple(labels))
+    after = _bytes_entry("sop", sop.encode()) + _int64_entry("width", (width,))
+    pixels = _entry_head("pixels", _BYTES_LIST, payload_size)
+    size = len(before) + len(pixels) + payload_size + len(after)
+    return b"".join((_tag(_FEATURES), _varint(size), before, pixels)), after
 
 
 def parse_example(data: memoryview) -> Example:
@@ -141,6 +154,8 @@ def parse_example(data: memoryview) -> Example:
 
 def _varint(value: int) -> bytes:
     """Base-128, low group first; a negative int64 takes ten bytes as its two's complement."""
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
     value &= 0xFFFFFFFFFFFFFFFF
     out = bytearray()
     while value > 0x7F:
@@ -150,24 +165,31 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _tag(number: int, wire_type: int) -> bytes:
-    return _varint(number << 3 | wire_type)
+def _tag(number: int) -> bytes:
+    return _varint(number << 3 | _DELIMITED)
 
 
-def _delimited(number: int, data: bytes) -> bytes:
-    return b"".join((_tag(number, _DELIMITED), _varint(len(data)), data))
+def _entry_head(name: str, kind: int, size: int) -> bytes:
+    """What stands before the ``size`` bytes of values of a feature: they end its entry."""
+    head = b""
+    for number in (_LIST_VALUES, kind, _VALUE):
+        head = b"".join((_tag(number), _varint(len(head) + size), head))
+    key = name.encode()
+    head = b"".join((_tag(_KEY), _varint(len(key)), key, head))
+    return b"".join((_tag(_MAP_ENTRY), _varint(len(head) + size), head))
 
 
 def _entry(name: str, kind: int, values: bytes) -> bytes:
-    feature = _delimited(kind, _delimited(_LIST_VALUES, values))
-    return _delimited(_MAP_ENTRY, _delimited(_KEY, name.encode()) + _delimited(_VALUE, feature))
+    return _entry_head(name, kind, len(values)) + values
 
 
 def _bytes_entry(name: str, value: bytes) -> bytes:
     return _entry(name, _BYTES_LIST, value)
 
 
-def _int64_entry(name: str, values: Sequence[int]) -> bytes:
+@functools.lru_cache(maxsize=1024)
+def _int64_entry(name: str, values: tuple[int, ...]) -> bytes:
+    """Kept, for sizes and labels are the same few all over a data set."""
     return _entry(name, _INT64_LIST, b"".join(_varint(int(value)) for value in values))
 
 

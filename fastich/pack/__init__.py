@@ -8,6 +8,7 @@ DICOM and encoding: see the summary line for slices/s.
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -21,11 +22,13 @@ from typing import Any
 import fastich
 from fastich import dicom, files, ops, verb
 from fastich.errors import FastichError, LabelError, UsageError
+from fastich.labels import LABELS
 from fastich.packing.finish import UNMATCHED_FILE, SplitRule, finish, read_parts
 from fastich.packing.headers import read_many
+from fastich.packing.part import part_path
 from fastich.packing.plan import NothingToPackError, Plan, make_plan
 from fastich.packing.pool import Workers, folder_lock
-from fastich.packing.shard import ShardJob, write_shard
+from fastich.packing.shard import PlannedSlice, ShardJob, write_shard
 from fastich.packing.state import (
     LOCK_FILE,
     WORK_FOLDER,
@@ -39,7 +42,7 @@ from fastich.packing.state import (
 )
 from fastich.records.codec import CODECS
 from fastich.records.format import FORMAT_VERSION
-from fastich.records.index import DATASET_FILE
+from fastich.records.index import DATASET_FILE, shard_name
 from fastich.rsna import LabelTable, read_labels
 from fastich.types import Reject, SliceHeader
 
@@ -181,7 +184,7 @@ def _input_files(config: PackConfig) -> list[Path]:
 
 
 def _plan(config: PackConfig, paths: Sequence[Path], table: LabelTable | None, workers: Workers) -> Plan:
-    chunks = [paths[start : start + HEADERS_PER_JOB] for start in range(0, len(paths), HEADERS_PER_JOB)]
+    chunks = (paths[start : start + HEADERS_PER_JOB] for start in range(0, len(paths), HEADERS_PER_JOB))
     results = workers.map(partial(read_many, config.dicom), chunks)
     found = list(verb.progress(_flat(results), total=len(paths), unit="files", title="headers"))
     return make_plan(
@@ -205,31 +208,33 @@ def _flat(results: Iterator[list[SliceHeader | Reject]]) -> Iterator[SliceHeader
 
 def _write_shards(config: PackConfig, plan: Plan, work: Path, workers: Workers) -> int:
     """Write the shards that are not there yet; the number of slices done now."""
-    by_shard = plan.rows.groupby("shard", sort=True)
-    jobs = [
-        ShardJob(
-            number=number,
-            num_shards=plan.num_shards,
-            rows=by_shard.get_group(number),
-            dicom=config.dicom,
-            out=config.out,
-            parts=work,
-            codec=config.codec,
-            size=config.size,
-        )
-        for number in range(plan.num_shards)
-    ]
     num_packed = 0
 
     def slices() -> Iterator[None]:
         nonlocal num_packed
-        for done in workers.map(write_shard, jobs):
+        for done in workers.map(write_shard, _shard_jobs(config, plan, work)):
             num_packed += done.num_packed
             yield from (None for _ in range(done.num_slices))
 
     for _ in verb.progress(slices(), total=len(plan.rows), unit="slices", title="pack"):
         pass
     return num_packed
+
+
+def _shard_jobs(config: PackConfig, plan: Plan, work: Path) -> Iterator[ShardJob]:
+    """The jobs of pass 2 in the order of the shards, which is that of the plan's rows."""
+    columns = (plan.rows[name].tolist() for name in ("path", "frame", "sop_uid"))
+    labels = map(tuple, plan.rows[list(LABELS)].to_numpy().tolist())
+    slices = map(PlannedSlice, *columns, labels)
+    for number, count in enumerate(plan.rows.groupby("shard", sort=True).size().tolist()):
+        yield ShardJob(
+            path=config.out / shard_name(number, plan.num_shards),
+            part=part_path(work, number),
+            slices=tuple(itertools.islice(slices, count)),
+            dicom=config.dicom,
+            codec=config.codec,
+            size=config.size,
+        )
 
 
 def _split_rule(config: PackConfig) -> SplitRule | None:
@@ -290,7 +295,3 @@ def _say_summary(config: PackConfig, summary: dict[str, Any]) -> None:
     empty = [name for name in ("val", "test") if getattr(config, name) > 0 and not summary["splits"][name]]
     if config.labels and empty:
         verb.say(f"note: too few patients to fill {' and '.join(empty)}")
-
-
-if __name__ == "__main__":
-    verb.run(main)
