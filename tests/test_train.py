@@ -68,6 +68,9 @@ class ToyLoader:
             images = images.contiguous(memory_format=torch.channels_last)
             yield Batch(images=images, labels=labels, rows=torch.from_numpy(rows))
 
+    def check(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -381,7 +384,7 @@ def test_compile_wraps_the_network_and_every_batch_has_one_shape(
 ) -> None:
     shapes = set()
 
-    def compile(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    def compile(model: torch.nn.Module, mode: str, dynamic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(images: torch.Tensor) -> torch.Tensor:
             shapes.add(tuple(images.shape))
             assert images.is_contiguous(memory_format=torch.channels_last)
@@ -390,7 +393,7 @@ def test_compile_wraps_the_network_and_every_batch_has_one_shape(
         return forward
 
     monkeypatch.setattr(torch, "compile", compile)
-    assert train.train(config(tmp_path / "run", epochs=1, compile=True))["compile"]
+    assert train.train(config(tmp_path / "run", epochs=1, compile="max-autotune"))["compile"] == "max-autotune"
     assert shapes == {(BATCH, 3, SIZE, SIZE)}
 
 
