@@ -1,8 +1,8 @@
 """The whole of a training step as one CUDA graph: one launch instead of some 3,000, for GPUs that outrun the host.
 
 The first steps run as ever, on a stream of their own (kernels are chosen and the optimizer's state is made there); then
-one is recorded, not run, and replayed from that step on. Nothing else changes, so the weights are those of the step
-without a graph. Inputs are copied into fixed tensors, so all batches must have one shape: training drops the last.
+one is recorded, not run, and replayed from that step on. It does what the step without a graph does (dropout may draw
+other numbers). Inputs are copied into fixed tensors, so all batches must have one shape: training drops the last.
 
 No GPU has run this; tests replay it on the CPU with a stand-in for the recorder.
 """
