@@ -10,13 +10,14 @@ from loaders_data import damage, write_records
 from fastich import ops
 from fastich.errors import FastichError, RecordError, UsageError
 from fastich.hu import to_record
-from fastich.loaders import LoaderConfig, cache, choose_backend, open_loader
+from fastich.loaders import LoaderConfig, cache, choose_backend, open_loader, planes
 from fastich.records import codec
 from fastich.records.index import DATASET_FILE
 from fastich.records.reader import RecordReader
 from fastich.windowing import resize_area
 
 CPU = torch.device("cpu")
+needs_kernels = pytest.mark.skipif(not ops.KERNELS, reason="the native kernels are not built")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def filled(folder, side, rows=None):
     return cache.fill(reader, np.arange(len(reader)) if rows is None else rows, side, CPU, 2)
 
 
-def planes(made: cache.Cache) -> list[np.ndarray]:
+def decoded(made: cache.Cache) -> list[np.ndarray]:
     return [codec.decode(made.payload(slot), made.side, made.side, "lbp") for slot in range(len(made.rows))]
 
 
@@ -45,7 +46,7 @@ def test_half_first_records_give_their_half_planes_without_a_decode(large, monke
     monkeypatch.setattr(ops, "decode", None)
     made = filled(folder, 256)
     assert made.half.all()
-    for plane, hu in zip(planes(made), images, strict=True):
+    for plane, hu in zip(decoded(made), images, strict=True):
         exact = resize_area(hu, 256) + 1024
         assert np.abs(plane + 0.5 - exact).max() <= 0.5
 
@@ -62,7 +63,7 @@ def test_other_records_become_their_rounded_area_mean_flat(mixed, side):
     folder, images = mixed
     made = filled(folder, side)
     assert not made.half.any()
-    for slot, (plane, hu) in enumerate(zip(planes(made), images, strict=True)):
+    for slot, (plane, hu) in enumerate(zip(decoded(made), images, strict=True)):
         assert made.payload(slot)[5] == codec.MODE_FLAT
         assert np.abs(plane - (resize_area(hu, side) + 1024)).max() <= 0.501
 
@@ -73,7 +74,7 @@ def test_raw_records_are_compressed(tmp_path):
     raw = {row: memoryview(codec.encode(to_record(hu), "raw")) for row, hu in enumerate(images)}
     reader.codec, reader.payload = "raw", lambda row, check_crc=True: raw[row]
     made = cache.fill(reader, np.arange(2), 64, CPU, 1)
-    assert all(np.array_equal(plane, to_record(hu)) for plane, hu in zip(planes(made), images, strict=True))
+    assert all(np.array_equal(plane, to_record(hu)) for plane, hu in zip(decoded(made), images, strict=True))
 
 
 def test_slots_are_found_by_row_and_payloads_are_aligned(mixed, monkeypatch):
@@ -153,9 +154,10 @@ def test_bytes_that_do_not_decode_are_refused_while_filling_though_their_crc_is_
         bad[16 : 16 + codec.num_runs(side, side)] = bytes([16]) * codec.num_runs(side, side)
     reader.payload = lambda row, check_crc=True: memoryview(bad)
     with pytest.raises(RecordError, match=r"shard-.*tfrecord:\d+: row \d: LBP"):
-        cache.plane_payload(reader, row, side)
+        planes.plane_payload(reader, row, side)
 
 
+@needs_kernels
 def test_each_slice_is_read_from_disk_once_for_all_epochs(mixed):
     config = LoaderConfig(records=mixed[0], split="all", batch_size=2, size=32, cache="host")
     loader = open_loader(config)
@@ -165,6 +167,7 @@ def test_each_slice_is_read_from_disk_once_for_all_epochs(mixed):
     assert loader.cache is None
 
 
+@needs_kernels
 def test_a_cache_that_cannot_be_is_refused(mixed, monkeypatch):
     usual = {"records": mixed[0], "split": "all", "batch_size": 2}
     with pytest.raises(UsageError, match="cache must be one of none, host, device, found 'disk'"):
@@ -182,6 +185,7 @@ def test_a_cache_that_cannot_be_is_refused(mixed, monkeypatch):
         choose_backend("auto", "cpu", cache="host")
 
 
+@needs_kernels
 def test_a_cache_on_the_gpu_needs_the_cuda_kernels(mixed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = LoaderConfig(records=mixed[0], split="all", batch_size=2, cache="device", device="cuda")

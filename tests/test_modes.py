@@ -1,3 +1,7 @@
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +77,26 @@ def test_what_the_device_can_do_is_let_through() -> None:
 def test_modes_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         config(**changes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_network_learns_what_the_plain_one_learns() -> None:
+    """For real, with torch's compiler; in a process of its own, since its warnings are not ours."""
+    code = (
+        "import torch\n"
+        "from test_epoch import CPU, CountingLoader, TinyNet\n"
+        "from fastich.training.learner import make_learner\n"
+        "from fastich.training.precision import Precision\n"
+        "def after(mode):\n"
+        "    torch.manual_seed(0)\n"
+        "    net = TinyNet()\n"
+        "    net.layers[4].p = 0.0\n"
+        "    made = make_learner(net, Precision(dtype=torch.float32, device=CPU), lr=1e-3, compile_mode=mode)\n"
+        "    losses = [made.step(batch, 1e-3)[0] for batch in CountingLoader(5).epoch(0)]\n"
+        "    return torch.stack(losses)\n"
+        "torch.testing.assert_close(after('default'), after('none'), rtol=1e-4, atol=1e-5)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from fastich.training.learner import Learner
 from fastich.training.loss_watch import NotFiniteError
 from fastich.training.schedule import learning_rate
 
+needs_kernels = pytest.mark.skipif(not ops.KERNELS, reason="the native kernels are not built")
 NUM_TRAIN, NUM_VAL, SIZE, BATCH = 32, 12, 32, 8
 
 
@@ -521,7 +522,7 @@ def write_split_records(folder: Path) -> None:
     finish_dataset(folder, frame, kept | {"shards": [ShardInfo(**shard) for shard in meta["shards"]]})
 
 
-@pytest.mark.parametrize(("loader", "cache"), [("cpu", "none"), ("native", "host")])
+@pytest.mark.parametrize(("loader", "cache"), [("cpu", "none"), pytest.param("native", "host", marks=needs_kernels)])
 def test_killed_run_on_real_records_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str, cache: str
 ) -> None:
@@ -548,6 +549,7 @@ def test_killed_run_on_real_records_goes_on_to_the_same_weights(
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@needs_kernels
 def test_a_cache_changes_no_weight_where_records_have_the_networks_side(tmp_path: Path) -> None:
     """Flat records of the network's side are kept as they are, so that even the warp is the same."""
     write_split_records(tmp_path / "records")
@@ -557,6 +559,7 @@ def test_a_cache_changes_no_weight_where_records_have_the_networks_side(tmp_path
     assert_same_run(tmp_path / "none", tmp_path / "host")
 
 
+@needs_kernels
 def test_a_damaged_record_stops_a_cached_run_before_the_first_step(tmp_path: Path) -> None:
     write_split_records(tmp_path / "records")
     offset = damage(tmp_path / "records", 3)
