@@ -24,9 +24,11 @@ from fastich.training.config import TrainConfig
 from fastich.training.environment import device_name, host, torch_threads, versions
 from fastich.training.epoch import Job, run_epoch
 from fastich.training.learner import Learner, make_learner
+from fastich.training.modes import require_runnable
 from fastich.training.position import Position
 from fastich.training.precision import Precision, choose_device, choose_precision
 from fastich.training.predictions import Predictions
+from fastich.training.profiling import FEWEST_STEPS, Profile, Span, no_span
 from fastich.training.replicas import FEWEST_SLICES
 from fastich.training.run_folder import RUN_JSON, RunFolder, check_out
 from fastich.training.tensorboard import Board
@@ -49,18 +51,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_out(config)
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
+    require_runnable(config.compile, config.cuda_graph, precision)
     replicas = num_replicas(config, device)
     with torch_threads(1 if replicas > 1 else config.num_threads), contextlib.ExitStack() as stack:
-        train_loader, val_loader = (_open(stack, config, split, device) for split in ("train", "val"))
-        learner = stack.enter_context(contextlib.closing(start_learner(config, precision, replicas)))
+        # the smaller split first: a cache that does not fit is said before the larger one is read
+        val_loader, train_loader = (_open(stack, config, split, device) for split in ("val", "train"))
+        profile = stack.enter_context(contextlib.closing(Profile(config.out, device, enabled=config.profile)))
+        learner = stack.enter_context(contextlib.closing(start_learner(config, precision, replicas, profile.span)))
         folder = RunFolder(path=config.out, config=config, dataset_sha256=train_loader.reader.dataset_sha256)
         position, seen = folder.restore(learner)
         board = (
             stack.enter_context(contextlib.closing(Board(config.out, position.epoch))) if config.tensorboard else None
         )
         job = Job(
-            config=config, folder=folder, learner=learner, train_loader=train_loader, val_loader=val_loader, board=board
+            config=config,
+            folder=folder,
+            learner=learner,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            board=board,
+            profile=profile,
         )
+        _require_steps_to_profile(job, position)
         _announce(job)
         while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
             position, seen = run_epoch(job, position, seen), Predictions()
@@ -91,25 +103,44 @@ def num_replicas(config: TrainConfig, device: torch.device) -> int:
 
     Never more parts than the batch fills: with more threads than that, a batch would be left to one of them.
     """
-    if device.type != "cpu" or config.compile:
+    if device.type != "cpu" or config.compile != "none":
         return 1
     return max(1, min(config.num_threads, config.batch_size // FEWEST_SLICES))
 
 
-def start_learner(config: TrainConfig, precision: Precision, replicas: int = 1) -> Learner:
+def start_learner(config: TrainConfig, precision: Precision, replicas: int = 1, span: Span = no_span) -> Learner:
     """The network with its first weights, on the device; all random numbers follow from the seed."""
     torch.manual_seed(config.seed)
     if precision.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     model = build_model(weights=config.weights)
-    return make_learner(model, precision, lr=config.lr, compiled=config.compile, replicas=replicas)
+    return make_learner(
+        model,
+        precision,
+        lr=config.lr,
+        compile_mode=config.compile,
+        replicas=replicas,
+        cuda_graph=config.cuda_graph,
+        span=span,
+    )
+
+
+def _require_steps_to_profile(job: Job, position: Position) -> None:
+    """Refuse to profile a session that is over before there is anything to look at."""
+    num_batches = job.train_loader.num_batches
+    left = (job.config.epochs - position.epoch) * num_batches - position.batch
+    if job.config.profile and left < FEWEST_STEPS:
+        raise FastichError(
+            f"--profile needs {FEWEST_STEPS} steps, {left} are left; lower --batch-size or more --epochs"
+        )
 
 
 def _announce(job: Job) -> None:
     precision, config = job.learner.precision, job.config
     verb.say(
         f"device: {device_name(precision.device)}; amp: "
-        f"{precision.name if precision.is_mixed else 'off'}; compile: {'on' if config.compile else 'off'}; "
+        f"{precision.name if precision.is_mixed else 'off'}; compile: {config.compile}; "
+        f"cuda graph: {'on' if config.cuda_graph else 'off'}; cache: {config.cache}; "
         f"weights: {config.weights}; threads: {config.num_threads}"
     )
     verb.say(f"slices: {job.train_loader.num_slices} to train, {job.val_loader.num_slices} to validate")
@@ -144,7 +175,9 @@ def _summary(job: Job, position: Position, lines: list[history.Line]) -> dict[st
         "device_name": device_name(precision.device),
         "amp": precision.name if job.config.amp else None,
         "compile": job.config.compile,
+        "cuda_graph": job.config.cuda_graph,
         "loader": job.train_loader.backend,
+        "cache": job.config.cache,
         "ops": ops.backend(),
         "replicas": num_replicas(job.config, precision.device),
         "dataset_sha256": job.folder.dataset_sha256,

@@ -20,9 +20,12 @@ from fastich.errors import FastichError, UsageError
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A config field that becomes a flag: ``size: int = option(256, "side of the input, pixels")``."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, bare: str | None = None) -> Any:
+    """A config field that becomes a flag: ``size: int = option(256, "side of the input, pixels")``.
+
+    With ``bare`` the flag may stand without a value and then means that one; ``--no-...`` means the default.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bare": bare})
 
 
 def required(help: str) -> Any:
@@ -49,7 +52,6 @@ def add_config_flags(to: argparse.ArgumentParser, config: type[Any]) -> None:
             continue
         flag = "--" + field.name.replace("_", "-")
         must = field.default is dataclasses.MISSING
-        text = field.metadata["help"] + ("" if must or field.default is None else f" (default: {field.default})")
         kind = _plain_type(hints[field.name])
         if kind is bool:
             to.add_argument(
@@ -62,9 +64,26 @@ def add_config_flags(to: argparse.ArgumentParser, config: type[Any]) -> None:
                 required=must,
                 default=None if must else field.default,
                 choices=field.metadata["choices"],
-                help=text.replace("%", "%%"),
+                help=_help(field),
                 metavar=None if field.metadata["choices"] else field.name.upper(),
+                **_bare(field),
             )
+        if field.metadata.get("bare"):
+            off = "--no-" + flag.removeprefix("--")
+            to.add_argument(off, dest=field.name, action="store_const", const=field.default, help=argparse.SUPPRESS)
+
+
+def _help(field: "dataclasses.Field[Any]") -> str:
+    """A flag's help with what its absence means, and what standing alone means."""
+    told = [f"default: {field.default}"] if field.default not in (dataclasses.MISSING, None) else []
+    told += [f"alone: {field.metadata['bare']}"] if field.metadata.get("bare") else []
+    return (str(field.metadata["help"]) + (f" ({'; '.join(told)})" if told else "")).replace("%", "%%")
+
+
+def _bare(field: "dataclasses.Field[Any]") -> dict[str, Any]:
+    """What argparse needs for a flag that may stand without a value."""
+    value = field.metadata.get("bare")
+    return {"nargs": "?", "const": value} if value else {}
 
 
 def _plain_type(hint: Any) -> Any:

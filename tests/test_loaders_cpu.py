@@ -202,7 +202,7 @@ def test_the_backend_is_said_once(even, capsys):
     loaders._announce.cache_clear()
     for _ in range(2):
         open_loader(config(even[0])).close()
-    assert capsys.readouterr().err == f"loader: torch-cpu; kernels: {ops.backend()}\n"
+    assert capsys.readouterr().err == f"loader: torch-cpu; cache: none; kernels: {ops.backend()}\n"
 
 
 def test_config_is_frozen(even):

@@ -26,7 +26,7 @@ def batch(num_slices: int = 8) -> Batch:
 
 
 def learner(replicas: int) -> Learner:
-    return make_learner(fresh_model(), CPU, lr=1e-3, compiled=False, replicas=replicas)
+    return make_learner(fresh_model(), CPU, lr=1e-3, replicas=replicas)
 
 
 def gradients(replicas: int) -> tuple[torch.Tensor, torch.Tensor]:

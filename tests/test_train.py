@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from loaders_data import write_records
+from loaders_data import damage, write_records
 
 from fastich import checkpoint, ops, train, verb
-from fastich.errors import CheckpointError, FastichError, UsageError
+from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.labels import LABELS
 from fastich.loaders import Batch, LoaderConfig
 from fastich.records.index import DATASET_FILE, INDEX_FILE, read_index
@@ -24,6 +24,7 @@ from fastich.training.learner import Learner
 from fastich.training.loss_watch import NotFiniteError
 from fastich.training.schedule import learning_rate
 
+needs_kernels = pytest.mark.skipif(not ops.KERNELS, reason="the native kernels are not built")
 NUM_TRAIN, NUM_VAL, SIZE, BATCH = 32, 12, 32, 8
 
 
@@ -67,6 +68,9 @@ class ToyLoader:
             self.change(epoch * self.num_batches + number, images)
             images = images.contiguous(memory_format=torch.channels_last)
             yield Batch(images=images, labels=labels, rows=torch.from_numpy(rows))
+
+    def check(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -173,6 +177,7 @@ def test_run_json_says_what_ran(undisturbed: Path) -> None:
     assert summary["device"] == "cpu"
     assert summary["amp"] is None
     assert summary["loader"] == "toy"
+    assert (summary["cache"], summary["compile"], summary["cuda_graph"]) == ("none", "none", False)
     assert summary["ops"] == ops.backend()
     assert summary["dataset_sha256"] == "5e" * 32
     assert summary["num_parameters"] == 7_481_734
@@ -381,7 +386,7 @@ def test_compile_wraps_the_network_and_every_batch_has_one_shape(
 ) -> None:
     shapes = set()
 
-    def compile(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    def compile(model: torch.nn.Module, mode: str, dynamic: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(images: torch.Tensor) -> torch.Tensor:
             shapes.add(tuple(images.shape))
             assert images.is_contiguous(memory_format=torch.channels_last)
@@ -390,7 +395,7 @@ def test_compile_wraps_the_network_and_every_batch_has_one_shape(
         return forward
 
     monkeypatch.setattr(torch, "compile", compile)
-    assert train.train(config(tmp_path / "run", epochs=1, compile=True))["compile"]
+    assert train.train(config(tmp_path / "run", epochs=1, compile="max-autotune"))["compile"] == "max-autotune"
     assert shapes == {(BATCH, 3, SIZE, SIZE)}
 
 
@@ -436,6 +441,45 @@ def test_optimizer_is_the_studys_adam_and_nothing_is_frozen() -> None:
     assert sum(parameter.numel() for parameter in group["params"]) == 7_481_734
 
 
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ([], "none"),
+        (["--compile"], "default"),
+        (["--no-compile"], "none"),
+        (["--compile", "max-autotune"], "max-autotune"),
+        (["--compile", "--device", "cpu"], "default"),
+        (["--compile", "none"], "none"),
+    ],
+)
+def test_compile_is_a_flag_that_may_name_a_mode(given: list[str], mode: str) -> None:
+    made = verb.parser("train", "")
+    verb.add_config_flags(made, TrainConfig)
+    args = made.parse_args(["--records", "x", "--out", "y", *given])
+    assert verb.config_from_args(args, TrainConfig).compile == mode
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--compile", "fast"], "invalid choice: 'fast'"),
+        (["--cache", "disk"], "invalid choice: 'disk'"),
+        (["--cuda-graph"], "error: --cuda-graph needs a CUDA device, but the device is the CPU; leave it out"),
+        (["--compile", "reduce-overhead"], "error: --compile reduce-overhead records CUDA graphs, but the device is"),
+        (["--cache", "device"], "error: loader: cache device is the memory of a GPU, but the device is the CPU"),
+    ],
+)
+def test_modes_that_the_machine_lacks_are_bad_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    argv = ["--records", "toy", "--out", str(tmp_path / "run"), "--weights", "none", "--device", "cpu", *given]
+    with pytest.raises(SystemExit) as caught:
+        verb.run(train.main, argv)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("seen", ["exit 0", "exit 1", "exit 2"])
 def test_command_line_exits_as_every_verb(
     toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str], seen: str
@@ -478,11 +522,13 @@ def write_split_records(folder: Path) -> None:
     finish_dataset(folder, frame, kept | {"shards": [ShardInfo(**shard) for shard in meta["shards"]]})
 
 
+@pytest.mark.parametrize(("loader", "cache"), [("cpu", "none"), pytest.param("native", "host", marks=needs_kernels)])
 def test_killed_run_on_real_records_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str, cache: str
 ) -> None:
     write_split_records(tmp_path / "records")
-    changes = {"records": tmp_path / "records", "epochs": 1, "loader": "cpu", "augment": True, "checkpoint_steps": 1}
+    changes = {"records": tmp_path / "records", "epochs": 1, "loader": loader, "cache": cache}
+    changes |= {"augment": True, "checkpoint_steps": 1}
     train.train(config(tmp_path / "whole", **changes))
     step = Learner.step
 
@@ -498,5 +544,25 @@ def test_killed_run_on_real_records_goes_on_to_the_same_weights(
         with pytest.raises(Killed):
             train.train(config(tmp_path / "killed", **changes))
     summary = train.train(config(tmp_path / "killed", resume="auto", **changes))
-    assert summary["loader"] == "torch-cpu"
+    assert summary["loader"] == {"cpu": "torch-cpu", "native": "native-cpu"}[loader]
+    assert summary["cache"] == summary["config"]["cache"] == cache
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@needs_kernels
+def test_a_cache_changes_no_weight_where_records_have_the_networks_side(tmp_path: Path) -> None:
+    """Flat records of the network's side are kept as they are, so that even the warp is the same."""
+    write_split_records(tmp_path / "records")
+    changes = {"records": tmp_path / "records", "size": 64, "epochs": 1, "augment": True, "loader": "native"}
+    for cache in ("none", "host"):
+        train.train(config(tmp_path / cache, cache=cache, **changes))
+    assert_same_run(tmp_path / "none", tmp_path / "host")
+
+
+@needs_kernels
+def test_a_damaged_record_stops_a_cached_run_before_the_first_step(tmp_path: Path) -> None:
+    write_split_records(tmp_path / "records")
+    offset = damage(tmp_path / "records", 3)
+    with pytest.raises(RecordError, match=rf"shard-.*tfrecord:{offset}: checksum of the payload of row 3"):
+        train.train(config(tmp_path / "run", records=tmp_path / "records", cache="host"))
+    assert not (tmp_path / "run").exists()

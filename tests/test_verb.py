@@ -15,6 +15,7 @@ class Config:
     limit: float | None = verb.option(None, "limit in % of something")
     mode: str = verb.option("a", "mode", choices=("a", "b"))
     fast: bool = verb.option(False, "be fast")
+    tune: str = verb.option("off", "tuning", choices=("off", "some", "all"), bare="some")
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -31,13 +32,27 @@ def test_flags_are_made_from_the_config() -> None:
     assert parsed("--out", "x") == Config(out=Path("x"))
     given = parsed("--out", "x", "--size", "8", "--limit", "0.5", "--mode", "b", "--fast")
     assert given == Config(out=Path("x"), size=8, limit=0.5, mode="b", fast=True)
-    assert verb.plain(given) == {"out": "x", "size": 8, "limit": 0.5, "mode": "b", "fast": True}
+    assert verb.plain(given) == {"out": "x", "size": 8, "limit": 0.5, "mode": "b", "fast": True, "tune": "off"}
+
+
+def test_a_flag_may_stand_alone_for_a_value() -> None:
+    given = {
+        ("--tune",): "some",
+        ("--tune", "all"): "all",
+        ("--no-tune",): "off",
+        ("--tune", "--fast"): "some",
+        (): "off",
+    }
+    assert {argv: parsed("--out", "x", *argv).tune for argv in given} == given
 
 
 def test_help_shows_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parsed("--help")
-    assert "side in pixels (default: 256)" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "side in pixels (default: 256)" in told
+    assert "limit in % of something" in told
+    assert "tuning (default: off; alone: some)" in told
 
 
 def test_a_value_the_config_refuses_is_bad_usage() -> None:

@@ -1,8 +1,9 @@
 """``open_loader``: records in, batches for the network out, in an order that (seed, epoch) alone decides.
 
 Three backends make the same tensors: the compiled core on threads (``native.py``), DALI with our operator
-(``dali.py``) or its own (``dali_stock.py``), and the torch reference (``cpu.py``). Which one runs is said once, stands
-in ``Loader.backend``, and can be demanded.
+(``dali.py``) or its own (``dali_stock.py``), and the torch reference (``cpu.py``). The native one can also read a split
+once and keep it in memory (``cache.py``), in RAM (``cached.py``) or on the GPU (``resident.py``). Which one runs is
+said once, stands in ``Loader.backend``, and can be demanded.
 """
 
 import functools
@@ -12,8 +13,10 @@ import torch
 
 from fastich import ops
 from fastich.errors import UsageError
-from fastich.loaders import cpu, native
+from fastich.loaders import cached, cpu, native
+from fastich.loaders.cache import fill
 from fastich.loaders.config import Batch, LoaderConfig
+from fastich.loaders.resident import BatchDecoder, Resident
 from fastich.loaders.source import Source
 from fastich.records.reader import RecordReader
 from fastich.verb import say
@@ -36,15 +39,25 @@ class Loader:
     Attributes:
         config: what was asked for.
         reader: the open records.
-        backend: what runs: ``native-cpu``, ``dali-gpu``, ``dali-cpu``, ``dali-stock-gpu``, ``dali-stock-cpu`` or
-            ``torch-cpu``.
+        backend: what runs: ``native-cpu``, ``native-cuda``, ``dali-gpu``, ``dali-cpu``, ``dali-stock-gpu``,
+            ``dali-stock-cpu`` or ``torch-cpu``.
+        cache: the split in memory, where the config asks for it.
         num_slices: slices of the split, over all ranks.
         num_batches: batches of an epoch, the same on every rank.
     """
 
-    def __init__(self, config: LoaderConfig, reader: RecordReader, backend: str) -> None:
+    def __init__(
+        self, config: LoaderConfig, reader: RecordReader, backend: str, decoder: BatchDecoder | None = None
+    ) -> None:
+        """Choose the rows and fill the cache; ``decoder`` is what decodes from a cache on the GPU."""
         self.config, self.reader, self.backend = config, reader, backend
         self._source = Source(reader, config)
+        _announce(backend, config.cache, ops.backend(), _why(config, backend))
+        self.cache = None
+        if config.cache != "none":
+            place = torch.device("cuda" if config.cache == "device" else "cpu")
+            self.cache = fill(reader, self._source.order.rows, config.size, place, config.threads)
+        self._resident = Resident(self._source, self.cache, decoder) if self.cache and decoder else None
         self.num_slices = len(self._source.order.rows)
         self.num_batches = self._source.order.num_steps
 
@@ -54,6 +67,10 @@ class Loader:
         Raises:
             RecordError: a record is damaged; names file and byte offset. The batches before it come out first.
         """
+        if self._resident:
+            return self._resident.batches(epoch, start_batch)
+        if self.cache:
+            return cached.batches(self._source, self.cache, epoch, start_batch)
         if self.backend == "native-cpu":
             return native.batches(self._source, epoch, start_batch)
         if self.backend == "torch-cpu":
@@ -61,9 +78,19 @@ class Loader:
         make = dali_stock.batches if self.backend.startswith("dali-stock") else dali.batches
         return make(self._source, epoch, start_batch)
 
+    def check(self) -> None:
+        """Make sure that every batch given so far was decoded from whole records: on a GPU one wait for it.
+
+        Raises:
+            RecordError: one was not; names file and byte offset.
+        """
+        if self._resident:
+            self._resident.check()
+
     def close(self) -> None:
-        """Let go of the records."""
+        """Let go of the records and of the cache."""
         self.reader.close()
+        self.cache = self._resident = None
 
 
 def open_loader(config: LoaderConfig) -> Loader:
@@ -74,13 +101,23 @@ def open_loader(config: LoaderConfig) -> Loader:
         FastichError: the split does not hold a batch of slices.
         UsageError: the backend or device that was demanded is not there.
     """
-    backend = choose_backend(config.backend, config.device, config.adjacent)
-    loader = Loader(config, RecordReader(config.records), backend)
-    _announce(backend, ops.backend(), _why(config, backend))
-    return loader
+    backend = choose_backend(config.backend, config.device, config.adjacent, config.cache)
+    decoder = cuda_decoder(config) if backend == "native-cuda" else None
+    return Loader(config, RecordReader(config.records), backend, decoder)
 
 
-def choose_backend(asked: str, device: str, adjacent: bool = False) -> str:
+def cuda_decoder(config: LoaderConfig) -> BatchDecoder:
+    """What decodes batches on the GPU, for the windows and size of ``config``.
+
+    Raises:
+        UsageError: this build has no CUDA kernels.
+    """
+    raise UsageError(
+        f"loader: cache {config.cache} needs the CUDA kernels, which this build does not have; use cache host"
+    )
+
+
+def choose_backend(asked: str, device: str, adjacent: bool = False, cache: str = "none") -> str:
     """The name of the backend that will run: see ``Loader.backend``.
 
     Raises:
@@ -91,6 +128,8 @@ def choose_backend(asked: str, device: str, adjacent: bool = False) -> str:
     if asked.startswith("dali") and not HAS_DALI:
         why = f"cannot be imported ({WHY_NO_DALI})"
         raise UsageError(f"loader: backend {asked} was demanded but {why}; use cpu or auto")
+    if cache != "none":
+        return _choose_cached(asked, adjacent, cache)
     if asked == "native" and (not ops.KERNELS or adjacent):
         why = "it does not take adjacent slices" if ops.KERNELS else "the kernels are not built; make setup builds them"
         raise UsageError(f"loader: backend native was demanded, but {why}; use cpu, dali or auto")
@@ -111,6 +150,16 @@ def _why(config: LoaderConfig, backend: str) -> str:
     return ""
 
 
+def _choose_cached(asked: str, adjacent: bool, cache: str) -> str:
+    if asked not in ("auto", "native"):
+        raise UsageError(f"loader: cache {cache} is read by the native loader, but {asked} was demanded; use native")
+    if not ops.KERNELS:
+        raise UsageError(f"loader: cache {cache} needs the native kernels, which are not built; make setup builds them")
+    if adjacent:
+        raise UsageError(f"loader: cache {cache} does not take adjacent slices; use cache none")
+    return "native-cuda" if cache == "device" else "native-cpu"
+
+
 @functools.cache
-def _announce(backend: str, kernels: str, why: str) -> None:
-    say(f"loader: {backend}; kernels: {kernels}" + (f" ({why})" if why else ""))
+def _announce(backend: str, cache: str, kernels: str, why: str) -> None:
+    say(f"loader: {backend}; cache: {cache}; kernels: {kernels}" + (f" ({why})" if why else ""))

@@ -1,7 +1,8 @@
 """Random changes of a slice, drawn here once for both backends: flip, rotation, scale, shift, gain and offset.
 
 Order of use, part of the definition: the affine map at native resolution (bilinear, air outside), the area mean,
-the intensity ``HU * gain + offset``, the windows. The three planes of adjacent mode share one draw.
+the intensity ``HU * gain + offset``, the windows. The three planes of adjacent mode share one draw. From a cache the
+area mean comes first and the map runs at the network's resolution (``cached.py``).
 The ranges are mild: a head stays a head, and blood (50-90 HU) stays inside the brain window.
 """
 

@@ -11,6 +11,7 @@ from fastich.windowing import DEFAULT_WINDOWS, Window
 
 BACKENDS = ("auto", "native", "dali", "dali-stock", "cpu")
 DEVICES = ("cpu", "cuda")
+CACHES = ("none", "host", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class LoaderConfig:
             (the torch reference) or auto: on a GPU DALI, on a CPU the first of native, dali and cpu that is there.
         device: where DALI works and leaves the images. The torch backend works on the CPU and pins for ``cuda``.
         threads: threads that read, decode and resize.
+        cache: keep the split, at the network's resolution and compressed, in memory (``cache.py``): none, host (RAM) or
+            device (the GPU, which then also decodes). With ``augment`` the affine map runs at that resolution.
 
     Raises:
         UsageError: a value is out of range.
@@ -55,6 +58,7 @@ class LoaderConfig:
     backend: str = "auto"
     device: str = "cpu"
     threads: int = 2
+    cache: str = "none"
 
     def __post_init__(self) -> None:
         """Check every value once."""
@@ -65,9 +69,11 @@ class LoaderConfig:
             raise UsageError(f"loader: rank must be 0 to {self.world_size - 1}, found {self.rank}")
         if not self.windows:
             raise UsageError("loader: at least one window is needed")
-        for name, choices in (("backend", BACKENDS), ("device", DEVICES)):
+        for name, choices in (("backend", BACKENDS), ("device", DEVICES), ("cache", CACHES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"loader: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        if self.cache == "device" and self.device != "cuda":
+            raise UsageError("loader: cache device is the memory of a GPU, but the device is the CPU; use cache host")
 
     @property
     def num_channels(self) -> int:
@@ -80,8 +86,10 @@ class Batch:
     """N slices ready for the network.
 
     Attributes:
-        images: float32 [N, C, S, S] in channels_last memory format; on the GPU from DALI there, else on the CPU.
-        labels: float32 [N, 6] in the order of ``labels.LABELS``, -1 where unknown; on the CPU.
+        images: float32 [N, C, S, S] in channels_last memory format; on the GPU where DALI or the cache decodes there,
+            else on the CPU.
+        labels: float32 [N, 6] in the order of ``labels.LABELS``, -1 where unknown; on the GPU from a cache there, else
+            on the CPU.
         rows: int64 [N], row numbers of the reader's index; on the CPU.
     """
 

@@ -94,8 +94,11 @@ class RecordReader:
         try:
             return ops.decode(view, *self.shape(row), self.codec)
         except RecordError as error:
-            where = f"{self._path(int(self._at('shard', row)))}:{self._at('payload_offset', row)}"
-            raise RecordError(f"{where}: row {row}: {error}") from error
+            raise RecordError(f"{self.place(row)}: row {row}: {error}") from error
+
+    def place(self, row: int) -> str:
+        """Where the payload of slice ``row`` lies: ``file:offset``."""
+        return f"{self._path(int(self._at('shard', row)))}:{self._at('payload_offset', row)}"
 
     def shape(self, row: int) -> tuple[int, int]:
         """Height and width of slice ``row``, pixels."""

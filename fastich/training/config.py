@@ -6,8 +6,9 @@ from typing import Any
 
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders import LoaderConfig
-from fastich.loaders.config import BACKENDS
+from fastich.loaders.config import BACKENDS, CACHES
 from fastich.training.environment import num_cores
+from fastich.training.modes import COMPILE_MODES, GRAPH_MODES
 from fastich.verb import option, plain, required
 from fastich.windowing import Window, parse_windows
 
@@ -16,10 +17,11 @@ SMALLEST_SIZE = 32
 """DenseNet121 halves five times."""
 
 FREE_ON_RESUME = frozenset(
-    {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "device", "compile"}
+    {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "cache", "device"}
+    | {"compile", "cuda_graph", "profile"}
 )
 """What may change when a run goes on: where things are and what computes. Equal weights need equal threads on a CPU,
-where each takes a part of the batch through the network (``replicas.py``)."""
+where each takes a part of the batch through the network (``replicas.py``), and with ``augment`` an equal cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,11 @@ class TrainConfig:
     augment: bool = option(False, "flip, rotate, scale, shift and vary the intensity of training slices")
     balanced: bool = option(False, "draw slices so that rare labels are seen more often")
     amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16 with a scaler")
-    compile: bool = option(False, "compile the network with torch.compile")
+    compile: str = option("none", "compile the network with torch.compile", choices=COMPILE_MODES, bare="default")
+    cuda_graph: bool = option(False, "replay the whole step as one CUDA graph (CUDA only)")
+    profile: bool = option(False, "write RUN/profile: a trace of a few steps and where the time of a step goes")
     loader: str = option("auto", "which loader feeds the network", choices=BACKENDS)
+    cache: str = option("none", "keep the splits in memory at --size: none, host (RAM) or device (GPU)", choices=CACHES)
     device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
     resume: str = option("no", "auto: go on from OUT's last checkpoint if there is one", choices=("no", "auto"))
     checkpoint_steps: int = option(0, "also save a checkpoint every this many steps (0: at the end of an epoch only)")
@@ -59,6 +64,13 @@ class TrainConfig:
                 raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
         if self.size < SMALLEST_SIZE:
             raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
+        for name, choices in (("compile", COMPILE_MODES), ("cache", CACHES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{flag(name)}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
+        if self.cuda_graph and self.compile in GRAPH_MODES:
+            raise UsageError(f"--cuda-graph records the step itself; use --compile default or none, not {self.compile}")
+        if self.cuda_graph and self.profile:
+            raise UsageError("--profile cannot look into a step that is one graph; profile without --cuda-graph")
         wanted = 1 if self.adjacent else NUM_CHANNELS
         if len(self.channel_windows) != wanted:
             name = "--adjacent" if self.adjacent else "--windows"
@@ -92,6 +104,7 @@ class TrainConfig:
             backend=self.loader,
             device=device,
             threads=self.num_threads,
+            cache=self.cache,
         )
 
     def resolved(self) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from fastich.training.learner import Clock, Learner
 from fastich.training.loss_watch import LossWatch, NotFiniteError, require_finite
 from fastich.training.position import Position
 from fastich.training.predictions import Predictions, predict
+from fastich.training.prefetch import on_device
+from fastich.training.profiling import Profile
 from fastich.training.run_folder import RunFolder
 from fastich.training.schedule import learning_rate
 from fastich.training.tensorboard import Board
@@ -39,6 +41,7 @@ class Job:
     train_loader: Loader
     val_loader: Loader
     board: Board | None
+    profile: Profile
 
     def names(self, rows: torch.Tensor) -> list[str]:
         """SOP instance UIDs of row numbers."""
@@ -77,8 +80,10 @@ def learn(job: Job, position: Position, seen: Predictions) -> Predictions:
     job.learner.model.train()
     watch, clock = LossWatch(job.names), Clock(job.learner.precision, already_s=seen.seconds)
     num_batches = job.train_loader.num_batches
+    given = job.train_loader.epoch(position.epoch, position.batch)
+    batches = on_device(given, job.learner.precision.device, job.profile.span)
     with _bar(job, job.train_loader, f"epoch {position.epoch + 1}", position.batch) as bar:
-        for number, batch in enumerate(job.train_loader.epoch(position.epoch, position.batch), position.batch):
+        for number, batch in enumerate(batches, position.batch):
             step = position.epoch * num_batches + number
             loss, logits = job.learner.step(batch, job.lr(step))
             seen.add(logits, batch.labels, batch.rows)
@@ -88,9 +93,11 @@ def learn(job: Job, position: Position, seen: Predictions) -> Predictions:
                 bar.set_postfix(loss=f"{_check(job, watch):.4f}")
             if _is_checkpoint_due(job.config.checkpoint_steps, step, number, num_batches):
                 _check(job, watch)
+                job.train_loader.check()
                 require_finite(job.learner.model, step)
                 seen.seconds = clock.seconds()
                 job.folder.save_last(job.learner, position.at_batch(number + 1, seen.seconds), seen)
+            job.profile.step_done()
     _check(job, watch)
     seen.seconds = clock.seconds()
     return seen

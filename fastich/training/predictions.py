@@ -16,6 +16,7 @@ from fastich.labels import NUM_LABELS, enforce_any
 from fastich.loaders import Batch
 from fastich.metrics import slice_summary
 from fastich.training.precision import Precision
+from fastich.training.prefetch import on_device
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -31,7 +32,7 @@ class Predictions:
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor) -> None:
         """Keep one batch, without waiting for the device."""
-        self.logits.append(logits.detach().float())
+        self.logits.append(logits.detach().to(torch.float32, copy=True))  # a CUDA graph writes over its outputs
         self.labels.append(labels.to(logits.device, non_blocking=True))
         self.rows.append(rows)
 
@@ -83,10 +84,9 @@ def predict(
     """
     model.eval()
     seen = Predictions()
-    for batch in batches:
-        images = batch.images.to(precision.device, non_blocking=True)
+    for batch in on_device(batches, precision.device):
         with precision.autocast():
-            logits = forward(_pad(images, batch_size))[: len(images)]
+            logits = forward(_pad(batch.images, batch_size))[: len(batch.images)]
         seen.add(logits, batch.labels, batch.rows)
     return seen
 

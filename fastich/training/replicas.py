@@ -19,6 +19,7 @@ from torch import nn
 
 from fastich.models.densenet import DenseNet121Classifier
 from fastich.training.precision import Precision
+from fastich.training.profiling import Span, no_span
 
 FEWEST_SLICES = 4
 """A part of fewer slices has no use for batch statistics; such a batch goes through one replica."""
@@ -27,9 +28,9 @@ FEWEST_SLICES = 4
 class Replicas:
     """One network on ``count`` threads; ``model`` keeps the weights, the gradients and the statistics."""
 
-    def __init__(self, model: DenseNet121Classifier, count: int, precision: Precision) -> None:
-        """Copy the network's structure, share its weights and start the threads."""
-        self._precision = precision
+    def __init__(self, model: DenseNet121Classifier, count: int, precision: Precision, span: Span = no_span) -> None:
+        """Copy the network's structure, share its weights and start the threads; ``span`` times them."""
+        self._precision, self._span = precision, span
         self._models = [model, *(_sharing(model) for _ in range(count - 1))]
         self._pool = ThreadPoolExecutor(count, "fastich-replica", initializer=torch.set_num_threads, initargs=(1,))
         self._passed = [threading.Event() for _ in self._models]
@@ -79,13 +80,15 @@ class Replicas:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         model = self._models[number]
         try:
-            with self._precision.autocast():
-                logits = model(images)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels) * share
+            with self._span("forward"):
+                with self._precision.autocast():
+                    logits = model(images)
+                loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels) * share
         finally:
             self._passed[number].set()  # an error here must not leave the next part waiting
-        model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._span("backward"):
+            model.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
 
 
