@@ -194,6 +194,7 @@ def test_a_cache_on_the_gpu_needs_the_cuda_kernels(mixed, monkeypatch):
         open_loader(config)
 
 
+@needs_kernels
 def test_a_records_folder_that_is_not_complete_is_refused_as_ever(tmp_path):
     write_records(tmp_path, [(64, 64)])
     (tmp_path / DATASET_FILE).unlink()
