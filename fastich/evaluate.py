@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import verb
+from fastich import ops, verb
 from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.labels import LABELS, UNKNOWN
@@ -231,6 +231,7 @@ def _machine(precision: Precision, judged: Pass) -> dict[str, Any]:
         "device_name": device_name(precision.device),
         "precision": precision.name,
         "loader": judged.loader,
+        "ops": ops.backend(),
         "versions": versions(),
     }
 

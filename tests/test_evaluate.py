@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastich import checkpoint, evaluate, metrics
+from fastich import checkpoint, evaluate, metrics, ops
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.evaluate import EvaluateConfig
 from fastich.labels import ANY, LABELS
@@ -148,6 +148,7 @@ def test_metrics_json_holds_the_numbers_of_the_predictions(evaluated: Path) -> N
     assert measured["prevalence"]["any"] == pytest.approx(4 / 24)
     assert measured["dataset"]["same_as_training"] is True
     assert measured["machine"]["loader"] == "torch-cpu"
+    assert measured["machine"]["ops"] == ops.backend()
     assert measured["slices_per_s"] > 0
     assert measured["config"] == {"size": SIZE, "lr": 5e-4}
 

@@ -307,6 +307,7 @@ def test_bad_pixels_stop_the_run_with_step_and_slices(toy: Toy, tmp_path: Path) 
     saved = checkpoint.load(tmp_path / "run" / checkpoint.LAST)
     assert all(bool(value.isfinite().all()) for value in saved.tensors.values() if value.is_floating_point())
     assert saved.meta["position"]["epoch"] == 1
+    assert saved.meta["ops"] == ops.backend()
 
 
 def test_checkpoint_never_holds_weights_that_are_not_finite(toy: Toy, tmp_path: Path) -> None:

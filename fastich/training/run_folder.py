@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastich import checkpoint, verb
+from fastich import checkpoint, ops, verb
 from fastich.errors import CheckpointError, UsageError
 from fastich.files import write_json
 from fastich.training import history
@@ -68,6 +68,7 @@ class RunFolder:
             "best_epoch": position.stopping.best_epoch,
             "amp": learner.precision.name,
             "scaler": learner.scaler.state_dict(),
+            "ops": ops.backend(),
             "versions": versions(),
         }
 
