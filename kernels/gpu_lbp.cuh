@@ -137,9 +137,6 @@ struct Runs {
   const uint8_t *words, *end;
   uint32_t width, after;
 
-  __device__ __forceinline__ Runs(const uint8_t *widths, int count, const uint8_t *first_word, const uint8_t *payload_end)
-      : words(first_word), end(payload_end), width(lane_of() < count ? widths[lane_of()] : 0u), after(warp_sum(width)) {}
-
   // This lane's value of a run: the bits of its place in each plane, with the zig-zag undone.
   __device__ __forceinline__ uint32_t value(int run) const {
     const uint32_t planes = __shfl_sync(kAll, width, run);
@@ -151,44 +148,50 @@ struct Runs {
       folded |= (__shfl_sync(kAll, word, (int)plane) >> lane & 1u) << plane;
     return ((folded >> 1) ^ (0u - (folded & 1u))) & 0xffffu;
   }
-
-  __device__ __forceinline__ uint32_t num_words() const { return __shfl_sync(kAll, after, kLanes - 1); }
 };
 
-struct alignas(4) UnpackShared {
-  uint16_t pixel[kBand][kChunk];
-  uint32_t word[kStreams][kBand];  // the next word of each row
-  uint16_t carry[kBand];           // the sum of each row so far
+// Where a row of a stream goes on: bytes of the payload, which is shorter than 2^28. The state of a row belongs to lane 0 of
+// the row's warp; others get it by a shuffle, so no fence is needed.
+struct Cursor {
+  uint32_t widths, words;
+};
+
+struct UnpackShared {
+  alignas(4) uint16_t pixel[kBand][kChunk];
+  Cursor cursor[kStreams][kBand];
+  uint32_t carry[kBand];  // the sum of each row so far
 };
 
 // A block's band of one payload.
 struct Band {
-  Plan plan;
   const uint8_t *payload, *end;
-  int first, rows;   // in rows of a stream
-
-  __device__ __forceinline__ Runs runs(int stream, int row, int chunk, int count, uint32_t word) const {
-    const uint8_t *table = payload + plan.table[stream];
-    const size_t all = (size_t)plan.rows * plan.runs, here = (size_t)(first + row) * plan.runs + chunk;
-    return Runs(table + here, count, table + all + 4 * (size_t)word, end);
-  }
+  int32_t kind, columns, first, rows;  // the last two in rows of a stream
 };
 
+// Lane 0's value for all lanes.
+__device__ __forceinline__ uint32_t from_lane_0(const uint32_t &value) {
+  return __shfl_sync(kAll, lane_of() == 0 ? value : 0u, 0);
+}
+
+// The next `count` runs of a row of a stream.
+__device__ __forceinline__ Runs next_runs(const Band &band, int count, Cursor *cursor) {
+  const uint32_t widths = from_lane_0(cursor->widths), words = from_lane_0(cursor->words);
+  const uint32_t width = lane_of() < count ? band.payload[widths + lane_of()] : 0u, after = warp_sum(width);
+  const uint32_t num_words = __shfl_sync(kAll, after, kLanes - 1);
+  if (lane_of() == 0) *cursor = Cursor{widths + (uint32_t)count, words + 4 * num_words};
+  return Runs{band.payload + words, band.end, width, after};
+}
+
 // A warp adds up `count` runs of a row of the predicted stream from left to right.
-__device__ inline void sum_row(const Band &band, int row, int chunk, int count, UnpackShared *shared) {
-  const Runs runs = band.runs(0, row, chunk, count, shared->word[0][row]);
-  uint32_t carry = shared->carry[row];
+__device__ inline void sum_row(const Band &band, int row, int count, UnpackShared *shared) {
+  const Runs runs = next_runs(band, count, &shared->cursor[0][row]);
+  uint32_t carry = from_lane_0(shared->carry[row]);
   for (int run = 0; run < count; ++run) {
     const uint32_t sum = carry + warp_sum(runs.value(run));
     shared->pixel[row][run * kRun + lane_of()] = (uint16_t)sum;
     carry = __shfl_sync(kAll, sum, kLanes - 1);
   }
-  const uint32_t words = runs.num_words();
-  __syncwarp();
-  if (lane_of() == 0) {
-    shared->word[0][row] += words;
-    shared->carry[row] = (uint16_t)carry;
-  }
+  if (lane_of() == 0) shared->carry[row] = carry;
 }
 
 // Two pixels side by side, of which `count` lie in the row; one store where the address allows it.
@@ -204,14 +207,14 @@ __device__ __forceinline__ void store_pair(uint16_t *at, uint32_t first, uint32_
 // Every thread adds up two columns of the band from top to bottom: to the plane, or back for `join_row`.
 __device__ inline void sum_columns(const Band &band, int chunk, int pitch, uint16_t *plane, uint16_t *carry,
                                    UnpackShared *shared) {
-  const int x = chunk * kRun + 2 * (int)threadIdx.x, count = band.plan.columns - x;
+  const int x = chunk * kRun + 2 * (int)threadIdx.x, count = band.columns - x;
   if (count <= 0) return;
   uint32_t first = 0, second = 0;
   for (int row = 0; row < band.rows; ++row) {
     ushort2 *pair = reinterpret_cast<ushort2 *>(&shared->pixel[row][2 * threadIdx.x]);
     first += pair->x;
     second += pair->y;
-    if (band.plan.kind == kHalfFirst)
+    if (band.kind == kHalfFirst)
       *pair = make_ushort2((uint16_t)first, (uint16_t)second);
     else
       store_pair(plane + (size_t)(band.first + row) * pitch + x, first, second, count);
@@ -229,13 +232,13 @@ __device__ __forceinline__ void join(uint32_t low, uint32_t high, uint32_t *a, u
 // A warp turns `count` runs of a half-resolution row and its three details into two rows of the slice.
 __device__ inline void join_row(const Band &band, int row, int chunk, int count, int pitch, uint16_t *plane,
                                 UnpackShared *shared) {
-  const Runs vertical = band.runs(1, row, chunk, count, shared->word[1][row]);
-  const Runs horizontal = band.runs(2, row, chunk, count, shared->word[2][row]);
-  const Runs diagonal = band.runs(3, row, chunk, count, shared->word[3][row]);
+  const Runs vertical = next_runs(band, count, &shared->cursor[1][row]);
+  const Runs horizontal = next_runs(band, count, &shared->cursor[2][row]);
+  const Runs diagonal = next_runs(band, count, &shared->cursor[3][row]);
   for (int run = 0; run < count; ++run) {
     const uint32_t v = vertical.value(run), h = horizontal.value(run), d = diagonal.value(run);
     const int x = (chunk + run) * kRun + lane_of();
-    if (x >= band.plan.columns) continue;
+    if (x >= band.columns) continue;
     uint32_t low0, low1, high0, high1, a, b;
     join(shared->pixel[row][run * kRun + lane_of()], v, &low0, &low1);
     join(h, d, &high0, &high1);
@@ -245,38 +248,40 @@ __device__ inline void join_row(const Band &band, int row, int chunk, int count,
     join(low1, high1, &a, &b);
     store_pair(top + pitch, a, b, 2);
   }
-  const uint32_t words[3] = {vertical.num_words(), horizontal.num_words(), diagonal.num_words()};
-  __syncwarp();
-  if (lane_of() == 0)
-    for (int stream = 1; stream < kStreams; ++stream) shared->word[stream][row] += words[stream - 1];
+}
+
+// Row y of the plan's streams becomes `row` of the block.
+__device__ inline void start_row(const Plan &plan, int y, int row, const uint32_t *row_start, UnpackShared *shared) {
+  const uint32_t all = (uint32_t)(plan.rows * plan.runs), before = (uint32_t)(y * plan.runs);
+  const int streams = plan.kind == kHalfFirst ? kStreams : 1;
+  for (int stream = 0; stream < streams; ++stream) {
+    const uint32_t table = (uint32_t)plan.table[stream];
+    shared->cursor[stream][row] = Cursor{table + before, table + all + 4 * row_start[stream * plan.rows + y]};
+  }
+  shared->carry[row] = 0;
 }
 
 // One block a band of one slice. Rows belong to warps, columns to threads; wide slices go in chunks of 512 columns.
 __global__ void __launch_bounds__(kThreads, kBlocks) unpack_bands(const FastichCudaBatch batch, const Scratch scratch) {
   FASTICH_SHARED(UnpackShared, shared);
-  const int slice = (int)blockIdx.y;
+  const int slice = (int)blockIdx.y, first = (int)blockIdx.x * kBand;
+  const Plan &plan = scratch.plan[slice];
+  const int rows = min(kBand, plan.rows - first), runs = plan.runs;
+  if (plan.kind < kFlat || rows <= 0) return;
   const uint8_t *payload = batch.data + batch.offset[slice];
-  Band band{scratch.plan[slice], payload, payload + batch.size[slice], (int)blockIdx.x * kBand, kBand};
-  const bool whole = band.plan.kind == kHalfFirst;
-  band.rows = min(kBand, band.plan.rows - band.first);
-  if (band.plan.kind < kFlat || band.rows <= 0) return;
+  const Band band{payload, payload + batch.size[slice], plan.kind, plan.columns, first, rows};
   const Slice out = slice_of(scratch, batch, slice);
   uint16_t *carry = out.carry + (size_t)blockIdx.x * batch.max_width;
-  const int streams = whole ? kStreams : 1;
-  for (int row = warp_of(); row < band.rows; row += kWarps) {
-    if (lane_of() < streams)
-      shared.word[lane_of()][row] = out.row_start[lane_of() * band.plan.rows + band.first + row];
-    if (lane_of() == 0) shared.carry[row] = 0;
-  }
-  __syncwarp();
-  for (int chunk = 0; chunk < band.plan.runs; chunk += kChunkRuns) {
-    const int count = min(kChunkRuns, band.plan.runs - chunk);
-    for (int row = warp_of(); row < band.rows; row += kWarps) sum_row(band, row, chunk, count, &shared);
+  if (lane_of() == 0)
+    for (int row = warp_of(); row < rows; row += kWarps) start_row(plan, first + row, row, out.row_start, &shared);
+  for (int chunk = 0; chunk < runs; chunk += kChunkRuns) {
+    const int count = min(kChunkRuns, runs - chunk);
+    for (int row = warp_of(); row < rows; row += kWarps) sum_row(band, row, count, &shared);
     __syncthreads();
     sum_columns(band, chunk, scratch.pitch, out.plane, carry, &shared);
     __syncthreads();
-    if (!whole) continue;
-    for (int row = warp_of(); row < band.rows; row += kWarps)
+    if (band.kind != kHalfFirst) continue;
+    for (int row = warp_of(); row < rows; row += kWarps)
       join_row(band, row, chunk, count, scratch.pitch, out.plane, &shared);
   }
 }

@@ -13,14 +13,14 @@ from fastich.ops_cuda import CudaDecodeWindow, DeviceBatch
 PROJECT = Path(__file__).resolve().parents[1]
 EMULATE = [
     "-std=c++17", "-DFASTICH_EMULATE", "-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror",
-    "-Wno-unknown-pragmas", "-I", str(PROJECT / "tests"), "-I", str(PROJECT / "kernels"), "-x", "c++",
+    "-Wno-unknown-pragmas", "-I", str(PROJECT / "tests"), "-x", "c++",
 ]  # fmt: skip
 ELEMENTS = {ops.FLOAT32: np.float32, ops.FLOAT16: np.float16, ops.BFLOAT16: np.uint16}
 GARBAGE = 0xA5
 
 
-def build_emulated(folder: Path, kernels: Path = PROJECT / "kernels") -> Path:
-    """The kernels of ``kernels`` as a library for the CPU."""
+def build_emulated(folder: Path) -> Path:
+    """The kernels as a library for the CPU, in ``folder``."""
     library = folder / "_kernels_cuda.so"
     command = [
         shutil.which("g++") or "g++",
@@ -28,7 +28,7 @@ def build_emulated(folder: Path, kernels: Path = PROJECT / "kernels") -> Path:
         "-shared",
         "-fPIC",
         *EMULATE,
-        str(kernels / "gpu.cu"),
+        str(PROJECT / "kernels" / "gpu.cu"),
         "-o",
         str(library),
     ]

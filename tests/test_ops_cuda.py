@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gpu_data import Payloads, build_emulated, decode, decode_window, lay_out, scratch_for
+from gpu_data import Payloads, decode, decode_window, lay_out, scratch_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,8 +25,8 @@ MODES = [codec.MODE_FLAT, codec.MODE_HALF_FIRST]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build_emulated(tmp_path_factory.mktemp("emulated"))
+def library(emulated_library):
+    return emulated_library
 
 
 def images(height: int, width: int) -> list[np.ndarray]:
