@@ -3,9 +3,9 @@
 Plain shared libraries are built into the package, none tied to a Python version:
 
 - ``fastich/_kernels.so``: the codec and the fused decode-window pass (C++17 only), loaded by ``fastich/ops.py``.
-- ``fastich/_kernels_cuda.so``: the same for payloads in GPU memory, where nvcc is found; loaded by ``fastich/ops_cuda.py``.
-- ``fastich/_kernels_dali.so``: the DALI operator over both, where DALI is importable at build time; without nvcc its CPU
-  half alone.
+- ``fastich/_kernels_cuda.so``: the same for payloads in GPU memory, where nvcc is found (``fastich/ops_cuda.py``).
+- ``fastich/_kernels_dali.so``: the DALI operator over both, where DALI is importable at build time; its CPU half alone
+  where there is no nvcc.
 
 ``FASTICH_KERNELS`` says what happens where one cannot be built: ``auto`` (default) leaves it out and says so, ``1``
 makes it an error (CUDA only where there is an nvcc), ``0`` builds none. ``CXX`` chooses the compiler, ``FASTICH_NVCC``
@@ -107,7 +107,9 @@ def nvcc() -> str:
     for name in (wish, "nvcc", *(f"{home}/bin/nvcc" for home in homes if home)):
         if name and shutil.which(name):
             return name
-    raise NoNvcc("no nvcc found (FASTICH_NVCC, PATH, CUDA_HOME, /usr/local/cuda), nor is there a GPU half of the others")
+    raise NoNvcc(
+        "no nvcc found (FASTICH_NVCC, PATH, CUDA_HOME, /usr/local/cuda), nor is there a GPU half of the others"
+    )
 
 
 def cuda_linker() -> list[str]:
