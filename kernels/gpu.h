@@ -9,10 +9,11 @@
 //
 // Bytes moved for one 512 x 512 slice at ratio 3.5 flat (2.7 half-first), to 256 px, three windows; what bandwidth allows:
 //                                   packed   pixels w + r   output    sum       A40 696 GB/s    H100 3.35 TB/s
-//   flat, float32                    158 kB     1,147 kB     786 kB   2.09 MB    333,000 /s     1,600,000 /s
-//   flat, float16                    158 kB     1,147 kB     393 kB   1.70 MB    410,000 /s     1,970,000 /s
-//   half-first, half plane, float16   72 kB       287 kB     393 kB   0.75 MB    925,000 /s     4,450,000 /s
-// (packed: payload, its width tables twice; pixels: uint16 written and read once, with the carries of the bands.)
+//   flat, float32                    158 kB     1,180 kB     786 kB   2.12 MB    328,000 /s     1,580,000 /s
+//   flat, float16                    158 kB     1,180 kB     393 kB   1.73 MB    402,000 /s     1,930,000 /s
+//   half-first, half plane, float16   66 kB       295 kB     393 kB   0.75 MB    923,000 /s     4,440,000 /s
+// (packed: what is read of the payload, width tables twice; pixels: uint16 written and read once, and the bands' carries,
+// which are written and read twice.)
 // These are bounds from data sheets, not measurements: no GPU has run this yet.
 //
 // Shapes: N slices, H rows, W columns, S the square output side, C channels.
