@@ -1,7 +1,8 @@
 // Mutates payloads of both modes and of raw pixels and hands batches of them to the emulated kernels of gpu.cu, every array
 // in a heap block of exactly its size, so that the address sanitizer sees any byte read or written outside. core.cc must
-// say the same of every slice. Built and run by tests/test_kernels_gpu.py.
+// say the same of every slice, pixels bit for bit. Built and run by tests/test_kernels_gpu.py.
 
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -94,11 +95,25 @@ int run(const std::vector<Sample> &samples, int32_t codec) {
   for (size_t i = 0; i < 6 * num; ++i) matrix[i] = (float)((int)below(2000) - 1000) / (below(2) ? 7.0f : 700.0f);
   for (size_t i = 0; i < 2 * num; ++i) intensity[i] = (float)below(3);
   const auto out = exact<uint16_t>(num * side * side * 3 * (dtype == FASTICH_FLOAT32 ? 2 : 1));
-  const int32_t failed = fastich_cuda_decode_window(&batch, below(2) ? matrix.get() : nullptr,
-                                                    below(2) ? intensity.get() : nullptr, &windowing, out.get(),
+  const bool warped = below(2), tuned = below(2);
+  const int32_t failed = fastich_cuda_decode_window(&batch, warped ? matrix.get() : nullptr,
+                                                    tuned ? intensity.get() : nullptr, &windowing, out.get(),
                                                     status.get(), scratch, bytes, nullptr);
   std::free(scratch);
-  return failed ? -1 : accepted;
+  if (failed) return -1;
+  const size_t elements = (size_t)side * side * 3;
+  for (size_t i = 0; i < num && dtype == FASTICH_FLOAT32; ++i) {
+    std::vector<float> expected(elements);
+    const int32_t refused = fastich_decode_window(
+        data.get() + offset[i], (size_t)size[i], codec, (uint32_t)height[i], (uint32_t)width[i],
+        warped ? &matrix[6 * i] : nullptr, tuned ? intensity[2 * i] : 1.0f, tuned ? intensity[2 * i + 1] : 0.0f, &windowing,
+        expected.data());
+    if (refused != status[i]) return -1;
+    const float *found = reinterpret_cast<const float *>(out.get()) + i * elements;
+    for (size_t e = 0; e < elements && !refused; ++e)
+      if (!(std::fabs(found[e] - expected[e]) < 2e-3f)) return -1;  // 65535 in float32 is 0.004 HU, 0.0003 here
+  }
+  return accepted;
 }
 
 }  // namespace
