@@ -27,8 +27,8 @@ LIBRARY = Path(__file__).with_name("_kernels.so")
 DALI_LIBRARY = Path(__file__).with_name("_kernels_dali.so")
 
 
-class _Windowing(ctypes.Structure):
-    """``FastichWindowing`` of kernels/core.h."""
+class Windowing(ctypes.Structure):
+    """``FastichWindowing`` of kernels/core.h; holds the arrays that its pointers name."""
 
     _fields_ = (
         ("size", ctypes.c_int32),
@@ -40,6 +40,25 @@ class _Windowing(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("layout", ctypes.c_int32),
     )
+
+    def __init__(
+        self,
+        windows: Sequence[Window],
+        size: int,
+        dtype: int,
+        layout: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> None:
+        """Windows in HU, side in pixels, element type and layout; mean and std of each channel, or ImageNet's."""
+        count = len(windows)
+        self.arrays = [
+            np.asarray([window.center_hu - window.width_hu / 2 for window in windows], np.float32),
+            np.asarray([window.width_hu for window in windows], np.float32),
+            np.asarray(mean or [IMAGENET_MEAN[c % 3] for c in range(count)], np.float32),
+            np.asarray(std or [IMAGENET_STD[c % 3] for c in range(count)], np.float32),
+        ]
+        super().__init__(size, count, *(array.ctypes.data for array in self.arrays), dtype, layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +82,7 @@ def _load() -> Kernels | None:
     library.fastich_lbp_encode.argtypes = [pointer, u32, u32, i32, pointer, size, ctypes.POINTER(size)]
     library.fastich_decode.argtypes = [pointer, size, i32, u32, u32, pointer]
     library.fastich_decode_window.argtypes = [
-        pointer, size, i32, u32, u32, pointer, real, real, ctypes.POINTER(_Windowing), pointer,
+        pointer, size, i32, u32, u32, pointer, real, real, ctypes.POINTER(Windowing), pointer,
     ]  # fmt: skip
     return Kernels(library, library.fastich_cpu().decode())
 
@@ -139,15 +158,8 @@ class DecodeWindow:
     ) -> None:
         """Set the windows, side, element type and layout of every output; needs the kernels."""
         assert KERNELS, "DecodeWindow needs the native kernels; ask backend() first"
-        count = len(windows)
-        self.size, self.dtype, self.layout, self.num_windows = size, dtype, layout, count
-        self._arrays = [
-            np.asarray([window.center_hu - window.width_hu / 2 for window in windows], np.float32),
-            np.asarray([window.width_hu for window in windows], np.float32),
-            np.asarray(mean or [IMAGENET_MEAN[c % 3] for c in range(count)], np.float32),
-            np.asarray(std or [IMAGENET_STD[c % 3] for c in range(count)], np.float32),
-        ]
-        self._struct = _Windowing(size, count, *(array.ctypes.data for array in self._arrays), dtype, layout)
+        self.size, self.dtype, self.layout, self.num_windows = size, dtype, layout, len(windows)
+        self._struct = Windowing(windows, size, dtype, layout, mean, std)
 
     def __call__(
         self,

@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("records.codec", "records.format", "decode_worker", "metrics", "artifact"),
     (
         "ops",
+        "ops_cuda",
         "decoder",
         "dicom_scan",
         "dicom_parse",

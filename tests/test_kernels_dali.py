@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastich import ops
+from fastich import ops, ops_cuda
 from fastich.hu import from_record
 from fastich.records import codec
 from fastich.windowing import DEFAULT_WINDOWS, IMAGENET_MEAN, IMAGENET_STD, preprocess
@@ -60,3 +60,15 @@ def test_operator_names_the_damaged_sample():
 def test_operator_refuses_an_unknown_codec():
     with pytest.raises(RuntimeError, match="codec must be lbp or raw"):
         run([codec.encode(p) for p in slices(64, 64)], (64, 64), codec="zip", size=32)
+
+
+def test_gpu_operator_takes_payloads_on_the_gpu_and_the_rest_from_the_host():
+    """Its schema only: no GPU has run it. What it calls is tested on an emulator (tests/test_ops_cuda.py)."""
+    from nvidia.dali import backend, plugin_manager
+
+    if not ops_cuda.LIBRARY.exists():
+        pytest.skip("the CUDA kernels are not built, so the operator has no GPU half")
+    plugin_manager.load_library(str(ops.DALI_LIBRARY))
+    assert "fastich__DecodeWindow" in backend.RegisteredGPUOps()
+    schema = backend.GetSchema("fastich__DecodeWindow")
+    assert [schema.GetInputDevice(index, None, None) for index in range(4)] == [None, "cpu", "cpu", "cpu"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from loaders_data import damage, write_records
 
-from fastich import ops
+from fastich import ops, ops_cuda
 from fastich.errors import FastichError, RecordError, UsageError
 from fastich.hu import to_record
 from fastich.loaders import LoaderConfig, cache, choose_backend, open_loader, planes
@@ -188,9 +188,11 @@ def test_a_cache_that_cannot_be_is_refused(mixed, monkeypatch):
 @needs_kernels
 def test_a_cache_on_the_gpu_needs_the_cuda_kernels(mixed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    config = LoaderConfig(records=mixed[0], split="all", batch_size=2, cache="device", device="cuda")
+    monkeypatch.setattr(ops_cuda, "backend", lambda: "cuda-13.0")
     assert choose_backend("auto", "cuda", cache="device") == "native-cuda"
-    with pytest.raises(UsageError, match="cache device needs the CUDA kernels, which this build does not have"):
+    monkeypatch.setattr(ops_cuda, "backend", lambda: "absent")
+    config = LoaderConfig(records=mixed[0], split="all", batch_size=2, cache="device", device="cuda")
+    with pytest.raises(UsageError, match="cache device needs the CUDA kernels, which are not built"):
         open_loader(config)
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 import torch
 
-from fastich import ops
+from fastich import ops, ops_cuda
 from fastich.errors import UsageError
 from fastich.loaders import cached, cpu, native
 from fastich.loaders.cache import fill
 from fastich.loaders.config import Batch, LoaderConfig
-from fastich.loaders.resident import BatchDecoder, Resident
+from fastich.loaders.resident import Resident
 from fastich.loaders.source import Source
+from fastich.ops_cuda import CudaDecodeWindow
 from fastich.records.reader import RecordReader
 from fastich.verb import say
 
@@ -46,18 +47,20 @@ class Loader:
         num_batches: batches of an epoch, the same on every rank.
     """
 
-    def __init__(
-        self, config: LoaderConfig, reader: RecordReader, backend: str, decoder: BatchDecoder | None = None
-    ) -> None:
-        """Choose the rows and fill the cache; ``decoder`` is what decodes from a cache on the GPU."""
+    def __init__(self, config: LoaderConfig, reader: RecordReader, backend: str) -> None:
+        """Choose the rows and fill the cache."""
         self.config, self.reader, self.backend = config, reader, backend
         self._source = Source(reader, config)
-        _announce(backend, config.cache, ops.backend(), _why(config, backend))
+        kernels = ops.backend() + (f", {ops_cuda.backend()}" if config.device == "cuda" else "")
+        _announce(backend, config.cache, kernels, _why(config, backend))
         self.cache = None
         if config.cache != "none":
             place = torch.device("cuda" if config.cache == "device" else "cpu")
             self.cache = fill(reader, self._source.order.rows, config.size, place, config.threads)
-        self._resident = Resident(self._source, self.cache, decoder) if self.cache and decoder else None
+        self._resident = None
+        if self.cache and backend == "native-cuda":
+            decode = CudaDecodeWindow(config.windows, config.size, layout=ops.HWC)
+            self._resident = Resident(self._source, self.cache, decode)
         self.num_slices = len(self._source.order.rows)
         self.num_batches = self._source.order.num_steps
 
@@ -102,19 +105,7 @@ def open_loader(config: LoaderConfig) -> Loader:
         UsageError: the backend or device that was demanded is not there.
     """
     backend = choose_backend(config.backend, config.device, config.adjacent, config.cache)
-    decoder = cuda_decoder(config) if backend == "native-cuda" else None
-    return Loader(config, RecordReader(config.records), backend, decoder)
-
-
-def cuda_decoder(config: LoaderConfig) -> BatchDecoder:
-    """What decodes batches on the GPU, for the windows and size of ``config``.
-
-    Raises:
-        UsageError: this build has no CUDA kernels.
-    """
-    raise UsageError(
-        f"loader: cache {config.cache} needs the CUDA kernels, which this build does not have; use cache host"
-    )
+    return Loader(config, RecordReader(config.records), backend)
 
 
 def choose_backend(asked: str, device: str, adjacent: bool = False, cache: str = "none") -> str:
@@ -157,6 +148,11 @@ def _choose_cached(asked: str, adjacent: bool, cache: str) -> str:
         raise UsageError(f"loader: cache {cache} needs the native kernels, which are not built; make setup builds them")
     if adjacent:
         raise UsageError(f"loader: cache {cache} does not take adjacent slices; use cache none")
+    if cache == "device" and ops_cuda.backend() == "absent":
+        raise UsageError(
+            "loader: cache device needs the CUDA kernels, which are not built; run make setup where nvcc is on PATH, "
+            "or use cache host"
+        )
     return "native-cuda" if cache == "device" else "native-cpu"
 
 

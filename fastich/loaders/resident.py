@@ -1,7 +1,7 @@
 """The GPU loader over a cache on the GPU: a batch is a few hundred bytes of plan, decoded there on a stream beside
 the one that trains.
 
-No GPU has run this; tests run it on CPU tensors with a stand-in that decodes with ``ops.DecodeWindow``.
+No GPU has run this; tests run it on CPU tensors with the CUDA kernels under their emulator (tests/cuda_emulator.h).
 Per step the host sends the slots, the affine maps and the intensities (40 bytes a slice) and waits for nothing:
 offsets, sizes and labels stand on the device, and what the decoder says of each slice is gathered there and looked at
 every ``CHECK_EVERY`` batches. The host runs ahead, so the next batch is decoded while the one in use trains.
@@ -11,7 +11,6 @@ Shapes: N slices, M slices of the split, S side, C channels, B batch size.
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,60 +23,20 @@ from fastich.loaders.cached import Plan, plan
 from fastich.loaders.config import Batch
 from fastich.loaders.source import Source, ahead
 from fastich.loaders.streams import SideStream
+from fastich.ops_cuda import STATUS_TEXT, CudaDecodeWindow, DeviceBatch
 
 CHECK_EVERY = 20
 """As often as the training loop looks at its losses (``training/loss_watch.py``)."""
+SCRATCH_ALIGNMENT = 256
+"""Of the address of scratch memory (``ops_cuda.scratch_bytes``)."""
 PLANNING_THREADS = 1
 """A plan takes 1 ms for 64 augmented slices; a step takes longer."""
-
-
-class BatchDecoder(Protocol):
-    """Decodes a batch of flat payloads on a device, with the windows, side and element type that it was made with.
-
-    Every argument is an address on the device; the call queues its work on ``stream`` and returns at once.
-    """
-
-    def scratch_bytes(self, count: int, height: int, width: int) -> int:
-        """Bytes of device memory that a call over ``count`` slices needs to work in."""
-
-    def __call__(
-        self,
-        *,
-        count: int,
-        data: int,
-        offset: int,
-        size: int,
-        height: int,
-        width: int,
-        matrices: int | None,
-        intensity: int | None,
-        out: int,
-        status: int,
-        scratch: int,
-        stream: int,
-    ) -> None:
-        """Decode ``count`` slices.
-
-        Args:
-            count: N.
-            data: uint8 [*], the buffer.
-            offset: int64 [N], where each payload starts in it.
-            size: int64 [N], bytes of each payload.
-            height: int32 [N], of each slice.
-            width: int32 [N], of each slice.
-            matrices: float32 [N, 6], affine maps from output to input pixels, or None.
-            intensity: float32 [N, 2], gain and offset in HU, or None.
-            out: float32 [N, S, S, C].
-            status: int32 [N], set to 0 for each slice that decoded.
-            scratch: ``scratch_bytes`` to work in.
-            stream: the ``cudaStream_t``.
-        """
 
 
 class Resident:
     """The batches of one split whose cache is on the GPU."""
 
-    def __init__(self, source: Source, cache: Cache, decode: BatchDecoder) -> None:
+    def __init__(self, source: Source, cache: Cache, decode: CudaDecodeWindow) -> None:
         """Put offsets, sizes and labels beside the cache."""
         device = cache.data.device
         labels = source.labels[cache.rows].astype(np.float32)
@@ -87,9 +46,9 @@ class Resident:
         )
         size = source.config.batch_size
         self._sides = torch.full((size,), cache.side, dtype=torch.int32, device=device)
-        self._scratch = torch.empty(
-            decode.scratch_bytes(size, cache.side, cache.side), dtype=torch.uint8, device=device
-        )
+        scratch_bytes = decode.scratch_bytes(size, "lbp", cache.side, cache.side)
+        room = torch.empty(scratch_bytes + SCRATCH_ALIGNMENT, dtype=torch.uint8, device=device)
+        self._scratch = room[-room.data_ptr() % SCRATCH_ALIGNMENT :][:scratch_bytes]
         self._side = SideStream(device)
         self._unseen: list[tuple[Tensor, Plan]] = []
 
@@ -124,7 +83,7 @@ class Resident:
             if status:
                 raise RecordError(
                     f"{self._source.reader.place(int(row))}: row {row}: its copy in the cache does not decode "
-                    f"(status {status}), though it was whole when it was read: start again, or use --cache host"
+                    f"({STATUS_TEXT[status]}), though it was whole when it was read: start again, or use --cache host"
                 )
 
     def _queue(self, todo: Plan) -> tuple[Tensor, Tensor]:
@@ -136,19 +95,27 @@ class Resident:
             offset, size = self._offsets[slots], self._sizes[slots]
             status = torch.empty(count, dtype=torch.int32, device=self._device)
             out_NSSC = torch.empty((count, config.size, config.size, config.num_channels), device=self._device)
-            self._decode(
-                count=count,
+            batch = DeviceBatch(
                 data=self._cache.data.data_ptr(),
+                data_bytes=self._cache.size_bytes,
                 offset=offset.data_ptr(),
                 size=size.data_ptr(),
                 height=self._sides.data_ptr(),
                 width=self._sides.data_ptr(),
-                matrices=None if matrices is None else matrices.data_ptr(),
+                num=count,
+                codec="lbp",
+                max_height=self._cache.side,
+                max_width=self._cache.side,
+            )
+            self._decode(
+                batch,
+                out_NSSC.data_ptr(),
+                status.data_ptr(),
+                self._scratch.data_ptr(),
+                self._scratch.numel(),
+                self._side.handle,
+                matrix=0 if matrices is None else matrices.data_ptr(),
                 intensity=intensity.data_ptr(),
-                out=out_NSSC.data_ptr(),
-                status=status.data_ptr(),
-                scratch=self._scratch.data_ptr(),
-                stream=self._side.handle,
             )
             labels = self._labels[slots]
         self._unseen.append((status, todo))
