@@ -41,6 +41,7 @@ __all__ = [
     "read_file",
     "read_folder",
     "read_records",
+    "text_below",
 ]
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def find_files(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise FastichError(f"{error.filename}: cannot list this folder ({error.strerror})")
 
-    found: list[Path] = []
+    found: list[str] = []
     entered: set[tuple[int, int]] = set()
     for base, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(base)
@@ -88,8 +89,20 @@ def find_files(folder: Path) -> list[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         below.sort()
-        found += [Path(base) / name for name in names]
-    return sorted(found)
+        found += [os.path.join(base, name) for name in names]
+    return [Path(text) for text in sorted(found, key=_parts)]  # the order of paths, without comparing paths
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
+
+
+def text_below(path: str | Path, root: Path) -> str:
+    """The path of a file below ``root`` relative to it, as ``relative_to`` says but without making a path."""
+    text = os.fspath(path)
+    start = os.path.join(root, "") if root.parts else ""
+    assert text.startswith(start), f"{text} is not below {root}"
+    return text.removeprefix(start)
 
 
 def name_below(path: Path, root: Path) -> str:

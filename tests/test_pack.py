@@ -29,6 +29,7 @@ from fastich.errors import DicomError, FastichError, LabelError, UsageError
 from fastich.hu import to_hu, to_record
 from fastich.labels import LABELS
 from fastich.pack import PackConfig, pack
+from fastich.packing import shard
 from fastich.packing.headers import read_many
 from fastich.packing.plan import shard_numbers
 from fastich.records.reader import RecordReader
@@ -321,6 +322,19 @@ def test_a_real_tilted_head_ct_packs_to_two_fifths(tmp_path):
     assert (np.diff(index["z_mm"]) > 0).all()
     assert verify(tmp_path / "out").problems == []
     assert pd.read_csv(tmp_path / "out" / "rejects.csv")["path"].tolist() == ["LICENSE"]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8, 32])
+def test_block_means_are_the_bytes_of_the_general_resize(factor, monkeypatch):
+    rng = np.random.default_rng(factor)
+    size = 64 // factor
+    images = [rng.integers(0, 65536, (64, 64)), rng.integers(1000, 1004, (64, 64)), np.full((64, 64), 65535)]
+    quick = [shard.resize_record(image.astype(np.uint16), size) for image in images]
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "divmod", lambda *_: (1, 1), raising=False)  # as for a factor that is not whole
+        slow = [shard.resize_record(image.astype(np.uint16), size) for image in images]
+    assert all(np.array_equal(one, other) for one, other in zip(quick, slow, strict=True))
+    assert quick[0].dtype == np.uint16
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared sample data are not beside this checkout")

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from fastich import files
+from fastich.dicom import text_below
 from fastich.errors import FastichError, UsageError
 from fastich.packing.plan import Plan
 from fastich.records.format import FORMAT_VERSION
@@ -48,8 +50,11 @@ def fingerprint(root: Path, paths: Sequence[Path]) -> str:
     """Hex SHA-256 over names, sizes and times of the input files: what a resumed pack must find unchanged."""
     digest = hashlib.sha256()
     for path in paths:
-        status = path.stat() if path.exists() else path.lstat()
-        line = f"{path.relative_to(root)}\t{status.st_size}\t{status.st_mtime_ns}\n"
+        try:
+            status = os.stat(path)
+        except OSError:  # a link to nothing
+            status = os.lstat(path)
+        line = f"{text_below(path, root)}\t{status.st_size}\t{status.st_mtime_ns}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
