@@ -1,0 +1,140 @@
+"""DICOM files to a training format, with all cores: our records beside PNG and .npy, and beside merely reading them.
+
+    python bench/bench_pack.py [--dicom DIR] [--quick] [--json FILE]
+
+A pass starts from the folder and ends when everything is written; workers are started in every pass, as in use. Our
+pass does more than the others: headers first, order, splits, duplicates, checksums, fsync, the index.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from case import Case
+from contest import Contender, Work, WrongOutputError
+from peers.files import dicom_hu, write_one
+
+from fastich import dicom, ops
+from fastich.hu import to_record
+from fastich.pack import PackConfig, pack
+from fastich.records.reader import RecordReader
+
+STAGE = "pack"
+READING = "merely reading and decoding, pydicom"
+PNG8 = "DICOM to 8-bit PNG, pydicom and Pillow (the seed's way)"
+CHUNK = 8
+CHECKED = 4
+
+
+def contenders(case: Case) -> list[Contender]:
+    def peer(name: str, kind: str, limit: str) -> Contender:
+        arguments = {"folder": case.dicom, "work": case.work, "kind": kind, "limit": 64 if case.quick else None}
+        return Contender(
+            name=name, make="bench_pack:files", arguments=arguments, limit=limit, baseline=name == PNG8,
+            ceiling="" if name == READING else f"row:{READING}",
+        )  # fmt: skip
+
+    parsing = "the cores: parsing DICOM"
+    return [
+        Contender(
+            name="fastich.pack, DICOM to records",
+            make="bench_pack:ours",
+            arguments={"folder": case.dicom, "work": case.work, "limit": 64 if case.quick else None},
+            limit="the cores: reading DICOM, starting workers",
+            ceiling=f"row:{READING}",
+        ),
+        peer("merely reading and decoding, fastich.dicom", "fastich", parsing),
+        peer(READING, "pydicom", parsing),
+        peer(PNG8, "png8", "the cores: deflate"),
+        peer("DICOM to 16-bit PNG, pydicom and Pillow", "png16", "the cores: deflate"),
+        peer("DICOM to .npy, pydicom", "npy", "the cores: parsing DICOM; storage write"),
+    ]
+
+
+@contextlib.contextmanager
+def ours(folder: Path, work: Path, limit: int | None) -> Iterator[Work]:
+    """``fastich.pack.pack`` with one worker a core."""
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        source = linked(folder, Path(scratch) / "dicom", limit)
+        num_files = len(dicom.find_files(source))
+        out = Path(scratch) / "records"
+        summary: dict[str, Any] = {}
+
+        def run() -> int:
+            shutil.rmtree(out, ignore_errors=True)
+            summary.update(pack(PackConfig(dicom=source, out=out)))
+            return int(summary["num_slices"])
+
+        def check() -> str:
+            run()
+            with RecordReader(out) as reader:
+                for row in range(0, len(reader), max(1, len(reader) // CHECKED)):
+                    path = source / str(reader.index["source"][row])
+                    expected = to_record(dicom.read_file(path)[0].hu)
+                    if not np.array_equal(reader.stored(row), expected):
+                        raise WrongOutputError(f"{path.name} does not come back as it was")
+            return "lossless"
+
+        run()
+        yield Work(
+            run=run,
+            check=check,
+            stored_bytes=summary["record_bytes"] / summary["num_slices"],
+            facts={"ours": True, "ops": ops.backend(), "ratio": summary["ratio"], "num_files": num_files},
+        )
+
+
+def linked(folder: Path, to: Path, limit: int | None) -> Path:
+    """``folder``, or a folder of links to its first ``limit`` files."""
+    files = dicom.find_files(folder)
+    if limit is None or len(files) <= limit:
+        return folder
+    to.mkdir()
+    for path in files[:limit]:
+        (to / path.name).symlink_to(path.resolve())
+    return to
+
+
+@contextlib.contextmanager
+def files(folder: Path, work: Path, kind: str, limit: int | None) -> Iterator[Work]:
+    """Each file through ``kind`` in a pool of one process a core."""
+    paths = dicom.find_files(folder)[:limit]
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        one: Callable[[Path], int] = partial(convert, kind, Path(scratch))
+
+        def run() -> int:
+            with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                return sum(pool.map(one, paths, chunksize=CHUNK))
+
+        def check() -> str:
+            for path in paths[:CHECKED]:
+                if not np.array_equal(dicom_hu(path), dicom.read_file(path)[0].hu):
+                    raise WrongOutputError(f"{path.name}: pydicom and fastich.dicom read different pixels")
+            return "pixels as fastich.dicom reads them"
+
+        run()
+        sizes = [path.stat().st_size for path in Path(scratch).iterdir()] or [path.stat().st_size for path in paths]
+        yield Work(run=run, check=check, stored_bytes=sum(sizes) / len(sizes), facts={"num_files": len(paths)})
+
+
+def convert(kind: str, folder: Path, path: Path) -> int:
+    """Read one file and, but for ``pydicom`` and ``fastich``, write it below ``folder``; 1, the number of slices."""
+    if kind == "fastich":
+        return len(dicom.read_file(path))
+    hu = dicom_hu(path)
+    if kind != "pydicom":
+        write_one(kind, folder / f"{path.stem}{'.npy' if kind == 'npy' else '.png'}", to_record(hu))
+    return 1
+
+
+if __name__ == "__main__":
+    from throughput import alone
+
+    alone(STAGE)
