@@ -28,7 +28,7 @@ from fastich.types import Slice
 from fastich.windowing import DEFAULT_WINDOWS
 
 STAGE = "codec"
-MOST_SLICES = 64
+MOST_SLICES, FEW_SLICES = 64, 16
 RECORDS = "records"
 """What the records' own slices are called among the data of ``ratios``."""
 PNG = "decode 16-bit PNG"
@@ -38,12 +38,13 @@ Pixels = NDArray[np.uint16]
 
 def contenders(case: Case) -> list[Contender]:
     def one(name: str, function: str, limit: str = "the core", **arguments: Any) -> Contender:
-        known = {"records": case.half, **arguments}
+        known = {"records": case.half, "count": FEW_SLICES if case.quick else MOST_SLICES, **arguments}
         make = f"bench_codec:{function}"
         return Contender(name=name, make=make, arguments=known, limit=limit, ceiling="one core", baseline=name == PNG)
 
     layouts = ("HWC",) if case.quick else ("HWC", "CHW")
     modes = ("half-first", "flat")
+    others = QUICK_OTHERS if case.quick else OTHERS
     return [
         *(
             one(f"decode_window {mode}, {layout}", "decode_window", mode=mode, layout=layout, size=case.size)
@@ -51,9 +52,9 @@ def contenders(case: Case) -> list[Contender]:
             for layout in layouts
         ),
         *(one(f"decode LBP {mode}", "decode", codec=f"lbp {mode}") for mode in modes),
-        *(one(f"decode {name}", "decode", codec=name) for name in OTHERS),
+        *(one(f"decode {name}", "decode", codec=name) for name in others),
         one("encode LBP", "encode", codec="lbp"),
-        *(one(f"encode {name}", "encode", codec=name) for name in OTHERS),
+        *(one(f"encode {name}", "encode", codec=name) for name in others),
     ]
 
 
@@ -74,6 +75,7 @@ def ratios(case: Case, folder: Path | None) -> list[dict[str, Any]]:
 
 
 OTHERS = ("16-bit PNG", "zlib level 1", "zstd level 1", "blosc2 shuffle, zstd 1", "JPEG-LS", "HTJ2K", "JPEG 2000")
+QUICK_OTHERS = ("16-bit PNG", "zstd level 1", "HTJ2K")
 
 
 @functools.cache
@@ -117,10 +119,10 @@ def _lbp_decode(payload: bytes) -> Pixels:
     return ops.decode(payload, height, width)
 
 
-def slices_of(records: Path) -> list[Pixels]:
+def slices_of(records: Path, count: int) -> list[Pixels]:
     """The first slices, as they were packed."""
     with RecordReader(records) as reader:
-        return [reader.stored(row) for row in range(min(len(reader), MOST_SLICES))]
+        return [reader.stored(row) for row in range(min(len(reader), count))]
 
 
 def pair(codec: str) -> tuple[Callable[[Pixels], bytes], Callable[[bytes], Pixels]]:
@@ -135,16 +137,16 @@ def pair(codec: str) -> tuple[Callable[[Pixels], bytes], Callable[[bytes], Pixel
 
 
 @contextlib.contextmanager
-def encode(records: Path, codec: str) -> Iterator[Work]:
+def encode(records: Path, count: int, codec: str) -> Iterator[Work]:
     """One slice after the other to bytes."""
-    slices, (to_bytes, to_pixels) = slices_of(records), pair(codec)
+    slices, (to_bytes, to_pixels) = slices_of(records, count), pair(codec)
     yield _work(slices, to_bytes, to_pixels, lambda: sum(bool(to_bytes(pixels)) for pixels in slices), codec)
 
 
 @contextlib.contextmanager
-def decode(records: Path, codec: str) -> Iterator[Work]:
+def decode(records: Path, count: int, codec: str) -> Iterator[Work]:
     """One slice after the other to pixels."""
-    slices, (to_bytes, to_pixels) = slices_of(records), pair(codec)
+    slices, (to_bytes, to_pixels) = slices_of(records, count), pair(codec)
     payloads = [to_bytes(pixels) for pixels in slices]
     yield _work(slices, to_bytes, to_pixels, lambda: sum(to_pixels(p) is not None for p in payloads), codec)
 
@@ -164,13 +166,13 @@ def _work(slices: list[Pixels], to_bytes: Any, to_pixels: Any, run: Callable[[],
 
 
 @contextlib.contextmanager
-def decode_window(records: Path, mode: str, layout: str, size: int) -> Iterator[Work]:
+def decode_window(records: Path, count: int, mode: str, layout: str, size: int) -> Iterator[Work]:
     """Payload to three windows in float32, the output buffer used again."""
     if not ops.KERNELS:
         raise ModuleNotFoundError("the kernels are not built; make setup builds them")
     reader = RecordReader(records)
     modes = {"half-first": MODE_HALF_FIRST, "flat": MODE_FLAT}
-    rows = range(min(len(reader), MOST_SLICES))
+    rows = range(min(len(reader), count))
     payloads = [encode_lbp(reader.stored(row), modes[mode]) for row in rows]
     shapes = [reader.shape(row) for row in rows]
     fused = ops.DecodeWindow(DEFAULT_WINDOWS, size, layout=getattr(ops, layout))

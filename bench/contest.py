@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -37,9 +38,9 @@ class WrongOutputError(ValueError):
     """A contender's output is not what the benchmark asks for."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Work:
-    """An opened contender.
+    """An opened contender; ``check`` may fill in what is only known after a pass.
 
     Attributes:
         run: does one pass and returns how many slices it handled.
@@ -48,6 +49,7 @@ class Work:
         stored_bytes: bytes a slice on the disk, or of its payload.
         flop: floating-point operations a slice, 0 where arithmetic is not what the row is about.
         facts: whatever else belongs into the row: which backend ran, ``precision``, ``ours`` (not a rival).
+        warms_up: whether a pass before the clock starts changes anything.
     """
 
     run: Callable[[], int]
@@ -56,6 +58,7 @@ class Work:
     stored_bytes: float = 0.0
     flop: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+    warms_up: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +189,7 @@ def _attend(there: Connection, contender: Contender, seconds: float | None, log:
     """The child's side of a turn. What libraries print goes to a file; the answer is the pipe's."""
     _silence(parent, log)
     multiprocessing.set_start_method("fork", force=True)  # for what the contender starts: Linux's default to 3.13
+    sys.modules["__main__"] = types.ModuleType("__main__")  # else each process that it spawns imports the benchmark
     there.send({"status": "started"})
     there.recv()
     try:
@@ -216,7 +220,7 @@ def _answer(contender: Contender, seconds: float | None) -> dict[str, Any]:
     opened = getattr(importlib.import_module(module), function)(**contender.arguments)
     with opened as work:
         if seconds is not None:
-            return {"status": "ok", "rate": rate_of(work.run, seconds)}
+            return {"status": "ok", "rate": rate_of(work.run, seconds, warm_up=work.warms_up)}
         tolerance = work.check()
         rate_of(work.run, MEMORY_PASS_S, warm_up=False)
         names = ("moved_bytes", "stored_bytes", "flop", "facts")

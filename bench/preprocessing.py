@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from contest import Work, WrongOutputError
 from numpy.typing import NDArray
 
@@ -86,7 +87,12 @@ def epoch_work(
     """The work of a loader whose ``epoch()`` gives (images [N, C, S, S], row numbers [N]) of every row once."""
 
     def run() -> int:
-        return sum(len(rows) for _, rows in epoch())
+        done, images = 0, None
+        for images, rows in epoch():  # noqa: B007
+            done += len(rows)
+        if getattr(images, "is_cuda", False):
+            torch.cuda.synchronize()  # work done, not work handed over
+        return done
 
     def check() -> str:
         return check_epoch(epoch(), reader, size, tolerance)
