@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastich import ops, verb
+from fastich.dicom import find_files
 from fastich.errors import UsageError
 from fastich.labels import LABELS
 from fastich.records.codec import MODE_FLAT, encode_lbp
@@ -27,6 +28,8 @@ from fastich.records.reader import RecordReader
 from fastich.records.writer import ShardWriter, finish_dataset
 
 BATCH = 32
+MOST_FILES = 2048
+"""Of a DICOM folder: enough for every stage, and a run ends the same day."""
 PLACE_COLUMNS = ("offset", "size", "payload_offset", "payload_size", "crc32c")
 DONE = "case.json"
 
@@ -88,6 +91,7 @@ def make_case(
     labels = None
     if dicom is None:
         dicom, labels = synthetic(work / "dicom", studies or (3 if quick else 12))
+    dicom = first_files(dicom, work / "first", MOST_FILES)
     if records is None:
         records = packed(work / "records", dicom, labels)
     with RecordReader(records) as reader:
@@ -110,6 +114,19 @@ def make_case(
         )
         write_variants(case, reader)
     return case
+
+
+def first_files(folder: Path, to: Path, most: int) -> Path:
+    """``folder``, or where it holds more than ``most`` files a folder of links to its first ones."""
+    found = find_files(folder)
+    if len(found) <= most:
+        return folder
+    to.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(found[:most]):
+        link = to / f"{number:06d}-{path.name}"
+        if not link.is_symlink():
+            link.symlink_to(path.resolve())
+    return to
 
 
 def synthetic(folder: Path, studies: int) -> tuple[Path, Path]:

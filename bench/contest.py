@@ -107,7 +107,8 @@ def compete(
     for one in contenders:
         if found[one.name].status != "ok":
             say(f"  {one.name}: {found[one.name].status}: {found[one.name].why}")
-    for _ in range(rounds):
+    for number in range(rounds):
+        say(f"  round {number + 1} of {rounds}")
         for one in contenders:
             if found[one.name].status == "ok":
                 found[one.name] = _with_turn(found[one.name], _turn(one, seconds))

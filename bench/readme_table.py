@@ -1,10 +1,10 @@
 """The README's speed section, made from committed rows, so that no number in it was typed.
 
-    python bench/readme_table.py bench/results/FILE.jsonl README.md         # rewrite what is between the markers
-    python bench/readme_table.py --check bench/results/FILE.jsonl README.md # exit 1 where they differ
+    python bench/readme_table.py bench/results/FILE.jsonl README.md          # rewrite what is between the markers
+    python bench/readme_table.py --check bench/results/FILE.jsonl README.md  # exit 1 where they differ
 
-The section stands between ``<!-- bench:begin -->`` and ``<!-- bench:end -->``. It shows the last run of the results file:
-its machine, the stages below, the ratios, and the sentence that names the bottleneck.
+The section stands between ``<!-- bench:begin -->`` and ``<!-- bench:end -->``. It shows the last run of the results
+file: its machine, the stages below, the ratios, and the sentence that names the bottleneck.
 """
 
 import argparse
