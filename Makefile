@@ -4,6 +4,7 @@ CUDA ?= cu12
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/$(CUDA).txt
+PEERS := webdataset mosaicml-streaming ffcv
 STAMP := $(VENV)/.installed-$(CUDA)
 EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
 
@@ -15,7 +16,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make check   lint, types and the tests: what CI runs"
 	@echo "make fuzz    libFuzzer over the native core under the sanitizers (needs clang++)"
-	@echo "make bench   slices/s of each stage on this machine"
+	@echo "make bench   slices/s of each stage on this machine (QUICK=1: a look; BENCH='--json FILE ...' for more flags)"
 
 setup: $(STAMP)
 
@@ -47,8 +48,13 @@ check: lint types test
 fuzz: setup
 	$(BIN)/python tests/fuzz_core.py
 
+# Peers that do not install are named here and again in their rows; they never stop the benchmark.
 bench: setup
-	$(BIN)/python bench/throughput.py
+	@for peer in $(PEERS); do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint $(CONSTRAINTS) $$peer \
+	    > $(VENV)/bench-$$peer.log 2>&1 || echo "bench: $$peer does not install (see $(VENV)/bench-$$peer.log)"; \
+	done
+	$(BIN)/python bench/throughput.py $(if $(QUICK),--quick) $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

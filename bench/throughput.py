@@ -1,154 +1,226 @@
-"""Slices a second of each stage on this machine: codec, loaders, one training step, inference.
+"""Slices a second of every stage on this machine, beside its ceilings and beside what one would otherwise do.
 
-    python bench/throughput.py [--records DIR] [--stage all|codec|load|train|infer] [--size 256] [--json FILE]
+    python bench/throughput.py [--stage all|codec|pack|load|train|infer|end-to-end|scale] [--quick]
+                               [--dicom DIR] [--records DIR] [--ct DIR] [--json FILE] [--chart FILE.png]
+    python bench/throughput.py --project-to A40        # a roofline of a card that is not here; measures nothing
 
-Without ``--records`` it makes and packs a small synthetic data set at 512 px in a temporary folder. Each row is the
-median of rounds after one warm-up round, with the lowest and highest beside it. ``copy`` is the ceiling of the codec
-and load rows: how many raw slices a second one thread copies in memory. Networks have random weights.
+Without ``--dicom`` and ``--records`` it makes synthetic studies at 512 px first. Contenders of a stage run in turn,
+round by round, each in a process of its own, and only after their output was checked (``contest.py``). ``--quick``
+takes fewer slices, rounds and variants: a look, not a result. How to read the tables: bench/README.md.
 """
 
 import argparse
-import json
-import statistics
+import contextlib
+import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for CUDA must not open it in this process
+import bench_codec
+import bench_end_to_end
+import bench_infer
+import bench_load
+import bench_pack
+import bench_scale
+import bench_train
+import ceilings
+import model
 import torch
+from case import BATCH, Case, make_case
+from chart import draw
+from contest import Contender, Work, compete
+from goals import goal_table, goals
+from projection import CARDS, project
+from rows import Row, append_json, bottleneck, ceiling_table, figures, make_rows, markdown, rate_in, shown
 
 from fastich import ops, verb
-from fastich.loaders import LoaderConfig, open_loader
-from fastich.models.densenet import build_model
-from fastich.models.serving import Front, ServingModel
-from fastich.records.reader import RecordReader
-from fastich.train import num_replicas, start_learner
-from fastich.training.config import TrainConfig
-from fastich.training.environment import host, versions
-from fastich.training.precision import choose_device, choose_precision
-from fastich.windowing import DEFAULT_WINDOWS
+from fastich.training.environment import device_name, host, versions
 
-BATCH = 32
-ROUNDS = 5
+STAGES = {module.STAGE: module for module in (
+    bench_codec, bench_pack, bench_load, bench_train, bench_infer, bench_end_to_end, bench_scale,
+)}  # fmt: skip
+NEED_MODEL = (bench_infer.STAGE, bench_end_to_end.STAGE)
+QUICK_STAGES = [stage for stage in STAGES if stage != bench_scale.STAGE]
 
 
 def main(argv: list[str]) -> None:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--records", type=Path, help="packed records (default: synthetic ones, made now)")
-    made.add_argument("--stage", default="all", choices=("all", "codec", "load", "train", "infer"))
-    made.add_argument("--size", type=int, default=256, help="side of the network's input, pixels (default: 256)")
-    made.add_argument("--seconds", type=float, default=5.0, help="aimed length of a stage's measurement (default: 5)")
-    made.add_argument("--json", type=Path, help="append each row to this file as one JSON line")
-    args = made.parse_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        records = args.records or synthetic(Path(scratch))
-        stages = {"codec": codec, "load": load, "train": train, "infer": infer}
-        chosen = stages.values() if args.stage == "all" else [stages[args.stage]]
-        rows = [row for stage in chosen for row in stage(records, args.size, args.seconds)]
-    print(markdown(rows))
+    args = flags().parse_args(argv)
+    if args.project_to:
+        print(project(args.project_to, args.size))
+        return
+    chosen = [args.stage] if args.stage != "all" else QUICK_STAGES if args.quick else list(STAGES)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with work_folder(args.work) as work:
+        case = make_case(work, dicom=args.dicom, records=args.records, size=args.size, quick=args.quick, device=device)
+        rounds, seconds = (2, 0.2) if args.quick else (5, args.seconds)
+        measured = ceiling_of_machine(case, 0.05 if args.quick else 0.5)
+        rows = [row for stage in chosen for row in measure(stage, case, measured, rounds, seconds)]
+        rows += chain_rows(case, measured)
+        ratios = bench_codec.ratios(case, args.ct) if bench_codec.STAGE in chosen else []
+    facts = run_facts(case, args, rounds, seconds) | {"ceilings": {n: one["value"] for n, one in measured.items()}}
+    print(report(rows, measured, ratios, facts))
     if args.json:
-        facts = {"ops": ops.backend(), "host": host(), "versions": versions(), "size": args.size, "batch": BATCH}
-        with args.json.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps({**row, **facts}) + "\n" for row in rows)
+        append_json(args.json, rows + ratio_rows(ratios), facts)
+    if args.chart:
+        draw(rows, args.chart, title(facts))
 
 
-def synthetic(folder: Path) -> Path:
-    """Six studies at 512 px, packed with the default codec."""
-    dicom, records = folder / "dicom", folder / "records"
-    for words in (
-        ["phantom", "--out", dicom, "--studies", 6],
-        ["pack", "--dicom", dicom / "stage_2_train", "--labels", dicom / "stage_2_train.csv", "--out", records],
-    ):
-        subprocess.run([sys.executable, "-m", "fastich." + str(words[0]), *map(str, words[1:])], check=True)
-    return records
+def flags() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--stage", default="all", choices=("all", *STAGES), help="what to measure (default: all)")
+    made.add_argument("--records", type=Path, help="packed records (default: those of the DICOM files, packed now)")
+    made.add_argument("--dicom", type=Path, help="folder of DICOM files (default: synthetic studies, made now)")
+    made.add_argument("--ct", type=Path, help="folder of real CT slices (a few do) whose compression is measured too")
+    made.add_argument("--size", type=int, default=256, help="side of the network's input, pixels (default: 256)")
+    made.add_argument("--seconds", type=float, default=1.0, help="least length of a turn, seconds (default: 1)")
+    made.add_argument(
+        "--quick", action="store_true", help="fewer slices, rounds and variants: under two minutes in all"
+    )
+    made.add_argument(
+        "--work", type=Path, help="keep what is made here, and use it again (default: a temporary folder)"
+    )
+    made.add_argument("--json", type=Path, help="append each row to this file as one JSON line")
+    made.add_argument("--chart", type=Path, help="write a bar chart to this PNG file")
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.add_argument("--project-to", choices=tuple(CARDS), help="print a roofline projection for a card and stop")
+    return made
 
 
-def codec(records: Path, size: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Encode and decode of the codec that the records use, beside a plain copy of the pixels."""
-    reader = RecordReader(records)
-    rows = range(min(64, len(reader.index)))
-    slices = [reader.stored(row) for row in rows]
-    payloads = [bytes(reader.payload(row)) for row in rows]
-    height, width = slices[0].shape
-    target = np.empty_like(slices[0])
-    yield measure("copy", len(slices), seconds, lambda: [np.copyto(target, pixels) for pixels in slices])
-    yield measure("encode", len(slices), seconds, lambda: [ops.encode(pixels, reader.codec) for pixels in slices])
-    yield measure(
-        "decode", len(slices), seconds, lambda: [ops.decode(p, height, width, reader.codec) for p in payloads]
+@contextlib.contextmanager
+def work_folder(kept: Path | None) -> Iterator[Path]:
+    if kept:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="fastich-bench-") as scratch:
+        yield Path(scratch)
+
+
+def measure(stage: str, case: Case, measured: dict[str, Any], rounds: int, seconds: float) -> list[Row]:
+    verb.say(f"bench: {stage}")
+    if stage in NEED_MODEL:
+        model.exported(case)
+    return make_rows(
+        stage, compete(STAGES[stage].contenders(case), rounds=rounds, seconds=seconds, say=verb.say), measured
     )
 
 
-def load(records: Path, size: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Records to normalised batches, every backend, plain and augmented."""
-    for backend in (*(["native"] if ops.KERNELS else []), "dali", "cpu"):
-        for augment in (False, True):
-            config = LoaderConfig(
-                records=records, split="all", batch_size=BATCH, size=size, augment=augment, backend=backend
-            )
-            loader = open_loader(config)
-            name = f"load {loader.backend}{' augmented' if augment else ''}"
-            yield measure(
-                name, loader.num_slices, seconds, lambda loader=loader: [len(b.rows) for b in loader.epoch(0)]
-            )
-            loader.close()
+def ceiling_of_machine(case: Case, seconds: float) -> dict[str, Any]:
+    """The machine's ceilings, measured in a process of their own."""
+    verb.say("bench: ceilings")
+    arguments = {"records": case.half, "device": case.device, "seconds": seconds}
+    result = compete(
+        [Contender(name="ceilings", make="throughput:ceiling_work", arguments=arguments)], rounds=0, seconds=0
+    )[0]
+    if result.status != "ok":
+        raise RuntimeError(f"ceilings: {result.why}")
+    return result.facts
 
 
-def train(records: Path, size: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Training steps on one batch held in memory: the network without the loader."""
-    device = choose_device("auto")
-    loader = open_loader(LoaderConfig(records=records, split="all", batch_size=BATCH, size=size, backend="cpu"))
-    batch = next(iter(loader.epoch(0)))
-    loader.close()
-    for amp in (False, True):
-        config = TrainConfig(records=records, out=Path("unused"), weights="none", size=size, amp=amp)
-        precision = choose_precision(amp, device)
-        learner = start_learner(config, precision, num_replicas(config, device))
-        learner.model.train()
-        name = f"train {device.type} {precision.name}"
-        yield measure(name, BATCH, seconds, lambda learner=learner: float(learner.step(batch, 1e-4)[0]))
-        learner.close()
+@contextlib.contextmanager
+def ceiling_work(records: Path, device: str, seconds: float) -> Iterator[Work]:
+    found = ceilings.measure(records, device, seconds)
+    yield Work(run=lambda: 1, check=lambda: "", facts=found)
 
 
-def infer(records: Path, size: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """The serving graph in torch, preprocessing included; the exported file's rate is what fastich.score prints."""
-    reader = RecordReader(records)
-    hu = torch.from_numpy(np.stack([reader.hu(row) for row in range(16)]))
-    model = ServingModel(Front(size, DEFAULT_WINDOWS, False), build_model(weights="none")).eval()
-    with torch.inference_mode():
-        yield measure("infer torch eager", len(hu), seconds, lambda: model(hu))
+def chain_rows(case: Case, measured: dict[str, Any]) -> list[Row]:
+    """Storage and host to device as rows, in slices/s, so that the chain can be compared link by link."""
+    stored = sum(path.stat().st_size for path in case.half.glob("shard-*")) / case.num_slices
+    found = [
+        link(
+            "storage",
+            f"read of half-first records, {measured['storage read']['note']}",
+            "storage read",
+            stored,
+            measured,
+        )
+    ]
+    if "host to device" in measured:
+        written = 4.0 * 3 * case.size**2
+        found.append(link("host to device", "float32 inputs, pinned", "host to device", written, measured))
+    return found
 
 
-def measure(name: str, num_slices: int, seconds: float, work: Callable[[], Any]) -> dict[str, Any]:
-    """Slices a second of ``work``, which handles ``num_slices``: median, lowest and highest of a few rounds."""
-    started = time.perf_counter()
-    work()
-    once = time.perf_counter() - started
-    repeats = max(1, round(seconds / ROUNDS / max(once, 1e-9)))
-    rates = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        rates.append(num_slices * repeats / (time.perf_counter() - started))
-    verb.say(f"{name}: {statistics.median(rates):.1f} slices/s")
+def link(stage: str, name: str, ceiling: str, size: float, measured: dict[str, Any]) -> Row:
+    rates = {key: figures(measured[ceiling][key] / size) for key in ("value", "lowest", "highest")}
     return {
-        "stage": name,
-        "slices_per_s": round(statistics.median(rates), 2),
-        "lowest": round(min(rates), 2),
-        "highest": round(max(rates), 2),
-        "rounds": ROUNDS,
-    }
+        "stage": stage, "name": name, "status": "ok", "slices_per_s": rates["value"], "lowest": rates["lowest"],
+        "highest": rates["highest"], "rounds": 3, "bound": "itself", "ceiling": None, "ceiling_slices_per_s": None,
+        "fraction": None, "bytes_per_slice": round(size), "peak_mib": None, "relative": None, "relative_to": None,
+        "tolerance": "", "facts": {"ours": True},
+    }  # fmt: skip
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| stage | slices/s | lowest | highest |", "|---|---:|---:|---:|"]
-    lines += [f"| {r['stage']} | {r['slices_per_s']:,.1f} | {r['lowest']:,.1f} | {r['highest']:,.1f} |" for r in rows]
+def ratio_rows(ratios: Sequence[dict[str, Any]]) -> list[Row]:
+    return [
+        {"stage": "ratio", "name": f"{one['codec']}, {one['data']}", "status": "ratio", "ratio": figures(one["ratio"])}
+        for one in ratios
+    ]
+
+
+def run_facts(case: Case, args: argparse.Namespace, rounds: int, seconds: float) -> dict[str, Any]:
+    """What every row of the run shares: machine, versions, commit, config."""
+    config = {
+        "size": case.size, "batch": BATCH, "num_slices": case.num_slices, "quick": case.quick, "rounds": rounds,
+        "seconds": seconds, "data": "own DICOM files" if args.dicom else "own records" if args.records else "synthetic",
+        "device": case.device,
+    }  # fmt: skip
+    gpu = {"gpu": device_name(torch.device("cuda"))} if case.device == "cuda" else {}
+    return {"host": host() | gpu, "versions": versions(), "commit": commit(), "ops": ops.backend(), "config": config}
+
+
+def commit() -> str | None:
+    """The short commit of this tree, with ``+`` where files differ from it; None outside git."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def title(facts: dict[str, Any]) -> str:
+    machine, config = facts["host"], facts["config"]
+    where = machine.get("gpu") or machine["cpu"]
+    quick = ", quick: a look, not a result" if config["quick"] else ""
+    return (
+        f"{where}, {machine['num_cores']} cores, kernels {facts['ops']}; 512 to {config['size']} px, three windows, "
+        f"{config['num_slices']} slices ({config['data']}), {config['rounds']} rounds{quick}"
+    )
+
+
+def report(rows: list[Row], measured: dict[str, Any], ratios: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """Everything that is printed."""
+    parts = [title(facts) + f"; commit {facts['commit']}", ceiling_table(measured), markdown(rows)]
+    if ratios:
+        lines = ["| compression | data | ratio |", "|---|---|---:|"]
+        parts.append("\n".join(lines + [f"| {one['codec']} | {one['data']} | {one['ratio']:.2f} |" for one in ratios]))
+    parts += [loader_shares(rows), goal_table(goals(rows, ratios)), bottleneck(rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def loader_shares(rows: list[Row]) -> str:
+    """A line for each precision that was timed in memory and with the loader."""
+    lines = []
+    for name in ("float32", "amp", "amp, compiled"):
+        both = [rate_in(rows, "train", f"{name}, {place}") for place in ("in memory", "with the loader")]
+        if both[0] and both[1]:
+            share = bench_train.loader_share(both[0], both[1])
+            lines.append(
+                f"The loader's share of a training step, {name}: {share:.1%} "
+                f"({shown(both[1])} of {shown(both[0])} slices/s)."
+            )
     return "\n".join(lines)
+
+
+def alone(stage: str) -> None:
+    """Run one stage as the command of its own file: the flags are these, the stage is given."""
+    verb.run(main, [*sys.argv[1:], "--stage", stage])
 
 
 if __name__ == "__main__":
