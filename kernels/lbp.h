@@ -7,6 +7,10 @@
 #include "core.h"
 #include "rows.h"
 
+#ifndef FASTICH_KEPT_BYTES  // scratch memory that a thread holds on to between slices; the fuzzer sets 0, to see its ends
+#define FASTICH_KEPT_BYTES (8u << 20)
+#endif
+
 namespace {
 
 constexpr uint32_t kRun = 32, kMaxSide = 65535;
@@ -186,9 +190,28 @@ class PlaneWriter {
   std::vector<uint16_t> above_, here_;
 };
 
+// Memory of this thread for a slice's pixels: a fresh block of this size would cost its page faults at every call.
+class Scratch {
+ public:
+  explicit Scratch(size_t count) : kept_(memory()) {
+    if (kept_.size() < count) kept_.resize(count);
+  }
+  ~Scratch() {
+    if (kept_.size() * sizeof(uint16_t) > (size_t)FASTICH_KEPT_BYTES) std::vector<uint16_t>().swap(kept_);
+  }
+  uint16_t *data() { return kept_.data(); }
+
+ private:
+  static std::vector<uint16_t> &memory() {
+    static thread_local std::vector<uint16_t> kept;
+    return kept;
+  }
+  std::vector<uint16_t> &kept_;
+};
+
 inline uint8_t *encode_half_first(const uint16_t *pixels, uint32_t height, uint32_t width, uint8_t *at) {
   const uint32_t h = height / 2, w = width / 2;
-  std::vector<uint16_t> space((size_t)4 * h * w);
+  Scratch space((size_t)4 * h * w);
   for (uint32_t y = 0; y < h; ++y) {
     uint16_t *planes[4];
     for (size_t p = 0; p < 4; ++p) planes[p] = space.data() + (p * h + y) * w;

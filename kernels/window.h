@@ -13,32 +13,10 @@ namespace {
 
 constexpr uint32_t kMaxWindows = 16;
 constexpr uint32_t kMaxFactor = 128;  // a block's sum of 128 x 128 pixels fits an int32
-#ifndef FASTICH_KEPT_BYTES  // scratch memory that a thread holds on to between slices; the fuzzer sets 0, to see its ends
-#define FASTICH_KEPT_BYTES (8u << 20)
-#endif
 
 // What happens to HU before the windows.
 struct Intensity {
   float gain, offset;
-};
-
-// Memory of this thread for a slice's pixels: a fresh block of this size would cost its page faults at every call.
-class Scratch {
- public:
-  explicit Scratch(size_t count) : kept_(memory()) {
-    if (kept_.size() < count) kept_.resize(count);
-  }
-  ~Scratch() {
-    if (kept_.size() * sizeof(uint16_t) > (size_t)FASTICH_KEPT_BYTES) std::vector<uint16_t>().swap(kept_);
-  }
-  uint16_t *data() { return kept_.data(); }
-
- private:
-  static std::vector<uint16_t> &memory() {
-    static thread_local std::vector<uint16_t> kept;
-    return kept;
-  }
-  std::vector<uint16_t> &kept_;
 };
 
 // Writes finished output rows of HU through the windows in the dtype and layout that were asked for.
