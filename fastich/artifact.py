@@ -1,7 +1,8 @@
 """model.json: the contract between export and serving, and the only thing that crosses from one tower to the other.
 
-A model folder holds ``model.onnx`` and/or ``model.ts`` and, written last, ``model.json``. Loading costs one SHA-256 of
-every file (30 MB: about 0.1 s). Nothing here needs torch, onnx or ONNX Runtime.
+A model folder holds ``model.onnx`` and/or ``model.ts``, variants of model.onnx in other precisions, and, written last,
+``model.json``. Loading costs one SHA-256 of every file (30 MB: about 0.1 s). Nothing here needs torch, onnx or ONNX
+Runtime.
 """
 
 import dataclasses
@@ -21,6 +22,15 @@ FORMAT_VERSION = 1
 MANIFEST = "model.json"
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.ts"
+PRECISION_FILES = {
+    "float32": ONNX_FILE,
+    "float16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+    "bfloat16": ONNX_FILE,
+}
+"""The file of each precision. OpenVINO computes model.onnx in bfloat16 by a setting: no file of its own is needed, and
+ONNX Runtime's CPU provider has no bfloat16 convolution that could run one."""
+PRECISIONS = tuple(PRECISION_FILES)
 INTENDED_USE = "research use only, not a medical device"
 NOT_CALIBRATED = {"method": "none"}
 
@@ -51,6 +61,8 @@ OUTPUTS = (
     TensorSpec(name="cam", dtype="float32", shape=("N", len(LABELS), "h", "w")),
 )
 """The same for every version-1 model: the graph holds preprocessing, calibration and p(any) >= max p(subtype)."""
+IMAGE = "image"
+"""Name of the tensor inside model.onnx where preprocessing ends and the network begins: float32 [N, C, S, S]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

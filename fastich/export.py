@@ -9,12 +9,10 @@ on the parity slices.
 import dataclasses
 import hashlib
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,21 +22,22 @@ import torch
 import fastich
 from fastich import artifact as contract
 from fastich import labels as label_rules
-from fastich.artifact import MANIFEST, ONNX_FILE, OUTPUTS, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
+from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
 from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import ArtifactError, UsageError
 from fastich.files import atomic_path
-from fastich.hu import AIR_HU
-from fastich.models.serving import Front, ServingModel
+from fastich.models.folding import fold_batch_norm
+from fastich.models.onnx_graph import OPSET, onnx_bytes
+from fastich.models.serving import Front, ServingModel, example
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
 from fastich.parity import Answer, Runner, batches_of, check_parity, parity, synthetic_heads
 from fastich.records.reader import RecordReader
 from fastich.types import HuArray
+from fastich.variants import VariantConfig, write_variant
 from fastich.verb import add_config_flags, config_from_args, option, parser, required, say
 from fastich.verb import run as from_command_line
 from fastich.windowing import preprocess, preprocess_adjacent
 
-OPSET = 18
 EVALUATION_KEYS = (
     "split",
     "num_slices",
@@ -56,8 +55,6 @@ PATHS_IN_CONFIG = ("records", "out", "run")
 """Fields of a training config that name folders of the machine it ran on: not for model.json."""
 HEADS_BESIDE_RECORDS = 4
 """Records may have been packed at the network's size; these, in scanner sizes, make sure that resizing is compared."""
-EXAMPLE_SHAPE = (2, 96, 80)
-"""What the exporters trace with: no two sides equal, so that a side taken for another cannot go unseen."""
 ROLES = {
     ONNX_FILE: "preprocessing, network and class maps for ONNX Runtime",
     TORCHSCRIPT_FILE: "the same graph for torch.jit.load",
@@ -74,11 +71,27 @@ class ExportConfig:
     evaluation: Path | None = option(None, "evaluation folder: its thresholds and metrics go into model.json")
     records: Path | None = option(None, "records whose test split parity is measured on (otherwise synthetic heads)")
     parity_slices: int = option(32, "slices that parity is measured on")
+    precision: str = option(
+        "float32",
+        "of the network in the ONNX file: int8 (CPUs) and float16 (CUDA) write a variant beside model.onnx, bfloat16 "
+        "only compares (OpenVINO computes model.onnx so); all three need --records",
+        choices=PRECISIONS,
+    )
+    calibration_slices: int = option(128, "slices of the val split that int8 is calibrated on")
+    variant_slices: int = option(2000, "slices of the test split that a variant is compared on")
 
     def __post_init__(self) -> None:
-        """Refuse a parity check that checks nothing."""
-        if self.parity_slices < 1:
-            raise ValueError(f"--parity-slices: expected at least 1, found {self.parity_slices}")
+        """Refuse a check that checks nothing, and a variant without slices to make and compare it."""
+        for name in ("parity_slices", "calibration_slices", "variant_slices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.precision != "float32" and self.records is None:
+            raise UsageError(
+                f"--precision {self.precision}: expected --records, found none; int8 is calibrated on their val split, "
+                "and every variant is compared with model.onnx on their test split"
+            )
 
 
 def export_onnx(run: Path, out: Path, **options: Any) -> Artifact:
@@ -102,7 +115,7 @@ def export(config: ExportConfig, name: str) -> Artifact:
     loaded = load_run(config.run, config.which)
     started = _start(config, loaded, name)
     config.out.mkdir(parents=True, exist_ok=True)
-    serving = ServingModel(Front(loaded.size, loaded.windows, loaded.adjacent), loaded.model)
+    serving = ServingModel(Front(loaded.size, loaded.windows, loaded.adjacent), fold_batch_norm(loaded.model))
     content = onnx_bytes(serving) if name == ONNX_FILE else torchscript_bytes(serving, example())
     report = _measure(config, loaded, started, name, content)
     entry = FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content), role=ROLES[name])
@@ -115,9 +128,30 @@ def export(config: ExportConfig, name: str) -> Artifact:
     return finished
 
 
+def export_variant(config: ExportConfig) -> Artifact:
+    """Write the variant of ``config.precision`` into ``config.out``, model.onnx first where it is not there yet.
+
+    Raises:
+        UsageError: ``config.out`` holds another model, or the records lack a split.
+        ArtifactError: an engine is missing, or the variant does not say what model.onnx says.
+    """
+    assert config.records is not None, "ExportConfig refuses a variant without records"
+    artifact = _start(config, load_run(config.run, config.which), ONNX_FILE)
+    if ONNX_FILE not in artifact.files:
+        artifact = export(config, ONNX_FILE)
+    asked = VariantConfig(
+        precision=config.precision,
+        records=config.records,
+        calibration_slices=config.calibration_slices,
+        variant_slices=config.variant_slices,
+    )
+    return write_variant(config.out, artifact, asked)
+
+
 def _measure(config: ExportConfig, loaded: LoadedRun, started: Artifact, name: str, content: bytes) -> dict[str, Any]:
     """Parity of ``content`` with the network and with the other file of the folder, where there is one."""
-    contents = {other: contract.read_verified(config.out, started, other) for other in started.files if other != name}
+    others = [other for other in started.files if other in ROLES and other != name]
+    contents = {other: contract.read_verified(config.out, started, other) for other in others}
     contents[name] = content
     runners = {"torch": torch_runner(loaded)} | {key: file_runner(key, contents[key]) for key in sorted(contents)}
     batches, source = parity_input(config)
@@ -220,72 +254,6 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def example() -> torch.Tensor:
-    """Slices of air that the exporters trace with, int16 [N, H, W]."""
-    return torch.full(EXAMPLE_SHAPE, AIR_HU, dtype=torch.int16)
-
-
-def onnx_bytes(serving: ServingModel) -> bytes:
-    """The graph as one self-contained ONNX file with free N, H and W, checked by ``onnx.checker``.
-
-    Raises:
-        ArtifactError: the checker found a fault.
-    """
-    free = torch.export.Dim.DYNAMIC
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec")  # torch 2.10's own exporter
-        logger.setLevel(logging.ERROR)  # it warns about torchvision operators that are not in this graph
-        try:
-            program = torch.onnx.export(
-                serving,
-                (example(),),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[contract.INPUT.name],
-                output_names=[spec.name for spec in OUTPUTS],
-                dynamic_shapes={"hu": dict.fromkeys(range(3), free)},
-            )
-        finally:
-            logger.setLevel(level)
-    model = cast(Any, program).model_proto
-    _name_axes(model.graph)
-    _strip(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    try:
-        onnx.checker.check_model(content, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtifactError(f"{ONNX_FILE}: onnx.checker refused the graph: {error}") from error
-    if contract.has_external_data(content):
-        raise ArtifactError(f"{ONNX_FILE}: expected one self-contained file, found external data")
-    return content
-
-
-def _name_axes(graph: Any) -> None:
-    """Give the free axes the names of the contract, instead of the exporter's s0, s17, ..."""
-    for value, spec in [(graph.input[0], contract.INPUT), *zip(graph.output, OUTPUTS, strict=True)]:
-        for axis, name in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
-            if axis.dim_param and isinstance(name, str):
-                axis.dim_param = name
-
-
-def _strip(model: Any) -> None:
-    """Remove what only the exporting machine knows: stack traces with paths, and inner shapes with other axis names."""
-    for message in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.initializer,
-    ):
-        message.ClearField("metadata_props")
-        message.ClearField("doc_string")
-    model.graph.ClearField("value_info")
-
-
 def parity_input(config: ExportConfig) -> tuple[list[HuArray], str]:
     """Batches int16 [n, H, W] that parity is measured on, and one line that says what they are."""
     if config.records is None:
@@ -355,7 +323,12 @@ def summary(artifact: Artifact, out: Path) -> Iterator[str]:
         yield (
             f"parity {pair}: probability {found['max_abs_probability']:.1e}, logit {found['max_abs_logit']:.1e}, "
             f"{found['flips_at_thresholds']} flips on {found['num_slices']} slices ({found['input']})"
+            + (f"; AUC {_changes(found['auc_change'])}" if "auc_change" in found else "")
         )
+
+
+def _changes(of_label: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {'undefined' if value is None else f'{value:+.4f}'}" for name, value in of_label.items())
 
 
 def main(argv: list[str], formats: tuple[str, ...] = ("onnx", "torchscript"), prog: str | None = None) -> None:
@@ -365,8 +338,13 @@ def main(argv: list[str], formats: tuple[str, ...] = ("onnx", "torchscript"), pr
     add_config_flags(made, ExportConfig)
     config = config_from_args(made.parse_args(argv), ExportConfig)
     names = {"onnx": ONNX_FILE, "torchscript": TORCHSCRIPT_FILE}
-    for chosen in formats:
-        finished = export(config, names[chosen])
+    if config.precision == "float32":
+        for chosen in formats:
+            finished = export(config, names[chosen])
+    elif "onnx" in formats:
+        finished = export_variant(config)
+    else:
+        raise UsageError(f"--precision {config.precision}: a variant is an ONNX file; use export/to_onnx.py")
     for line in summary(finished, config.out):
         say(line)
 

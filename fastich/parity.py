@@ -30,21 +30,26 @@ def parity(runners: Mapping[str, Runner], batches: list[HuArray], thresholds: Th
     ``max_abs_logit`` and ``max_abs_probability`` over all labels; ``flips_at_half`` and ``flips_at_thresholds`` count
     decisions (slice, label) that differ at 0.5 and at ``thresholds``, of ``num_slices`` x 6.
     """
-    answers = {
-        name: [np.concatenate(part) for part in zip(*map(ask, batches), strict=True)] for name, ask in runners.items()
+    answers: dict[str, Answer] = {}
+    for name, ask in runners.items():
+        probability, logit = (np.concatenate(part) for part in zip(*map(ask, batches), strict=True))
+        answers[name] = probability, logit
+    return {
+        f"{second} vs {first}": difference(answers[first], answers[second], thresholds)
+        for first, second in itertools.combinations(answers, 2)
     }
-    report = {}
-    for (first, (p_first, logit_first)), (second, (p_second, logit_second)) in itertools.combinations(
-        answers.items(), 2
-    ):
-        report[f"{second} vs {first}"] = {
-            "num_slices": len(p_first),
-            "max_abs_logit": float(np.abs(logit_first - logit_second).max()),
-            "max_abs_probability": float(np.abs(p_first - p_second).max()),
-            "flips_at_half": _flips(p_first, p_second, 0.5),
-            "flips_at_thresholds": _flips(p_first, p_second, np.asarray(thresholds.values)),
-        }
-    return report
+
+
+def difference(first: Answer, second: Answer, thresholds: Thresholds) -> dict[str, Any]:
+    """What ``parity`` says of one pair."""
+    (p_first, logit_first), (p_second, logit_second) = first, second
+    return {
+        "num_slices": len(p_first),
+        "max_abs_logit": float(np.abs(logit_first - logit_second).max()),
+        "max_abs_probability": float(np.abs(p_first - p_second).max()),
+        "flips_at_half": _flips(p_first, p_second, 0.5),
+        "flips_at_thresholds": _flips(p_first, p_second, np.asarray(thresholds.values)),
+    }
 
 
 def _flips(first: NDArray[np.float32], second: NDArray[np.float32], threshold: float | NDArray[np.float64]) -> int:

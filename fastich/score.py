@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastich import verb
-from fastich.artifact import INTENDED_USE
+from fastich.artifact import INTENDED_USE, PRECISIONS
 from fastich.dicom import Decoder, Seen, Series, Study, group_studies, named_files, read_file
 from fastich.errors import DicomError, FastichError, UsageError
 from fastich.labels import ANY, LABELS
-from fastich.serve.session import Session, open_session
+from fastich.serve.session import BACKENDS, Session, open_session
 from fastich.types import HuArray, Reject, Slice, SliceHeader
 from fastich.verb import option, required
 
@@ -43,6 +43,12 @@ class ScoreConfig:
 
     model: Path = required("model folder that export/to_onnx.py wrote")
     device: str = option("cpu", "where the model runs; cuda demanded and absent is an error", choices=("cpu", "cuda"))
+    backend: str = option(
+        "auto",
+        "what runs the model; auto: OpenVINO for bfloat16, and for int8 where it is installed, else ONNX Runtime",
+        choices=(*BACKENDS, "auto"),
+    )
+    precision: str = option("float32", "of the network; int8 and float16 need their file", choices=PRECISIONS)
     batch_size: int = option(16, "slices a run of the model")
     top_k: int = option(3, "slices of the top-k mean")
 
@@ -61,7 +67,8 @@ def main(argv: list[str]) -> int:
     made.add_argument("--json", action="store_true", help="print JSON with every slice instead of the table")
     args = made.parse_args(argv)
     config = verb.config_from_args(args, ScoreConfig)
-    report = score(args.paths, open_session(config.model, config.device), config)
+    session = open_session(config.model, config.device, backend=config.backend, precision=config.precision)
+    report = score(args.paths, session, config)
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else table(report))
     if report["studies"]:
         return 0
@@ -222,6 +229,8 @@ def model_row(session: Session) -> dict[str, Any]:
         "sha256": session.sha256,
         "weights_sha256": artifact.weights_sha256,
         "dataset_sha256": artifact.dataset_sha256,
+        "backend": session.backend,
+        "precision": session.precision,
         "provider": session.provider,
         "thresholds": by_label(artifact.thresholds.values),
         "threshold_rule": artifact.thresholds.rule,
@@ -261,7 +270,8 @@ def _footer(report: dict[str, Any]) -> Iterator[str]:
     model = report["model"]
     if report["studies"]:
         rule = f"any >= {model['thresholds']['any']:.3f} ({model['threshold_rule']})"
-        yield f"BLEED? at {rule}; model {model['sha256'][:12]}; {INTENDED_USE}"
+        runs = f"{model['backend']} {model['precision']}"
+        yield f"BLEED? at {rule}; model {model['sha256'][:12]}, {runs}; {INTENDED_USE}"
     by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
     for left in report["not_scored"]:
         by_reason[left["reason"]].append(left)

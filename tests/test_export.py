@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -44,6 +45,7 @@ from fastich.models.torchscript import load_torchscript, torchscript_bytes
 from fastich.parity import batches_of, check_parity, parity, synthetic_heads
 from fastich.serve.session import Session, open_session
 from fastich.types import HuArray
+from fastich.variants import VariantConfig
 from fastich.windowing import DEFAULT_WINDOWS, preprocess, preprocess_adjacent
 
 SIZE = 64
@@ -147,6 +149,13 @@ def test_checker_accepts_the_file_and_names_are_those_of_the_contract(folder: Pa
     }
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]
     assert {entry.domain for entry in model.opset_import} == {""}
+
+
+def test_graph_holds_no_batch_normalization_and_names_where_the_network_begins(folder: Path) -> None:
+    nodes = onnx.load(folder / ONNX_FILE).graph.node
+    assert "BatchNormalization" not in {node.op_type for node in nodes}
+    first = next(node for node in nodes if node.op_type == "Conv")
+    assert first.input[0] == contract.IMAGE
 
 
 def test_file_is_self_contained(folder: Path) -> None:
@@ -469,6 +478,81 @@ def test_weights_identity_sees_one_changed_number(network: nn.Module) -> None:
 def test_parity_on_no_slices_is_bad_usage() -> None:
     with pytest.raises(ValueError, match="--parity-slices: expected at least 1, found 0"):
         ExportConfig(run=Path("r"), out=Path("o"), parity_slices=0)
+
+
+@pytest.mark.parametrize("name", ["calibration_slices", "variant_slices"])
+def test_variant_on_no_slices_is_bad_usage(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: expected at least 1, found 0"):
+        ExportConfig(run=Path("r"), out=Path("o"), **{name: 0})
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16", "bfloat16"])
+def test_variant_without_records_is_bad_usage(precision: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"--precision {precision}: expected --records, found none; int8 is calibrated"
+    ):
+        ExportConfig(run=Path("r"), out=Path("o"), precision=precision)
+
+
+def test_unknown_precision_is_bad_usage() -> None:
+    with pytest.raises(ValueError, match=r"--precision: expected one of float32, .*, found 'int4'"):
+        ExportConfig(run=Path("r"), out=Path("o"), precision="int4")
+
+
+def test_torchscript_has_no_variants() -> None:
+    words = ["--run", "r", "--out", "m", "--records", "x", "--precision", "int8"]
+    with pytest.raises(UsageError, match=r"--precision int8: a variant is an ONNX file; use export/to_onnx\.py"):
+        export.main(words, formats=("torchscript",))
+
+
+def test_variant_is_made_of_the_model_that_is_there(
+    run: Path, folder: Path, other_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, set[str], VariantConfig]] = []
+    monkeypatch.setattr(export, "write_variant", lambda out, made, how: asked.append((out, set(made.files), how)))
+    monkeypatch.setattr(export, "export", lambda config, name: pytest.fail("model.onnx was exported again"))
+    monkeypatch.setattr(export, "summary", lambda artifact, out: [])
+    words = ["--out", str(folder), "--records", "x", "--precision", "int8", "--calibration-slices", "7"]
+    export.main(["--run", str(run), *words], formats=("onnx",))
+    how = VariantConfig(precision="int8", records=Path("x"), calibration_slices=7, variant_slices=2000)
+    assert asked == [(folder, {ONNX_FILE, TORCHSCRIPT_FILE}, how)]
+    with pytest.raises(UsageError, match=r"model\.json: expected weights \w{12}, found \w{12}, another model"):
+        export.main(["--run", str(other_run), *words], formats=("onnx",))
+
+
+def test_variant_exports_the_model_first_where_there_is_none(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load_artifact(folder)
+    asked: list[object] = []
+    monkeypatch.setattr(export, "export", lambda config, name: asked.append(name) or made)
+    monkeypatch.setattr(export, "write_variant", lambda out, artifact, how: asked.append(artifact))
+    export.export_variant(ExportConfig(run=run, out=tmp_path / "m", records=Path("x"), precision="float16"))
+    assert asked == [ONNX_FILE, made]
+
+
+def test_export_leaves_variants_out_of_its_own_parity(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "torchscript_bytes", lambda serving, example: b"script")
+    monkeypatch.setattr(export, "file_runner", lambda name, content: export.torch_runner(checkpoint.load_run(run)))
+    first = export_torchscript(run, tmp_path, parity_slices=1)
+    entry = contract.FileEntry(sha256="ef" * 32, size_bytes=1, role="variant")
+    contract.write_manifest(tmp_path, dataclasses.replace(first, files=dict(first.files) | {"model.int8.onnx": entry}))
+    again = export_torchscript(run, tmp_path, parity_slices=1)
+    assert set(again.parity) == {"model.ts vs torch"}
+    assert again.files["model.int8.onnx"] == entry
+
+
+def test_summary_tells_the_change_of_auc(folder: Path) -> None:
+    found = {"max_abs_probability": 0.02, "max_abs_logit": 0.1, "flips_at_thresholds": 1, "num_slices": 9, "input": "x"}
+    report = {"model.int8.onnx vs model.onnx": found | {"auc_change": {"epidural": None, "any": -0.00123}}}
+    (line,) = [
+        line
+        for line in export.summary(dataclasses.replace(load_artifact(folder), parity=report), folder)
+        if line.startswith("parity")
+    ]
+    assert line.endswith("1 flips on 9 slices (x); AUC epidural undefined, any -0.0012")
 
 
 def test_torchscript_archive_keeps_tensors_aligned(folder: Path) -> None:

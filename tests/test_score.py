@@ -231,8 +231,37 @@ def test_main_prints_json_and_returns_zero(tmp_path: Path, model: Path, capsys: 
     write_study(tmp_path / "in", "1.2.1", [0, 60])
     assert main(["--model", str(model), str(tmp_path / "in"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["model"]["provider"] == "CPUExecutionProvider"
+    ran = {name: report["model"][name] for name in ("backend", "precision", "provider")}
+    assert ran == {"backend": "onnxruntime", "precision": "float32", "provider": "CPUExecutionProvider"}
     assert list(report["studies"][0]["probability"]) == list(LABELS)
+
+
+def test_table_names_backend_and_precision(tmp_path: Path, session: Session, config: ScoreConfig) -> None:
+    write_study(tmp_path / "in", "1.2.1", [0, 60])
+    assert f"model {session.sha256[:12]}, onnxruntime float32;" in table(score([tmp_path / "in"], session, config))
+
+
+def test_precision_and_backend_of_the_flags_are_what_is_opened(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def opened(folder: Path, device: str, *, backend: str, precision: str) -> Session:
+        asked.append((folder, device, backend, precision))
+        return open_session(folder)
+
+    monkeypatch.setattr(verb_under_test, "open_session", opened)
+    write_study(tmp_path / "in", "1.2.1", [0])
+    words = ["--model", str(model), str(tmp_path / "in")]
+    main([*words, "--backend", "openvino", "--precision", "int8"])
+    main(words)
+    assert asked == [(model, "cpu", "openvino", "int8"), (model, "cpu", "auto", "float32")]
+
+
+@pytest.mark.parametrize("words", [["--precision", "int4"], ["--backend", "tensorrt"]])
+def test_unknown_precision_or_backend_is_bad_usage(model: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model", str(model), "x.dcm", *words])
 
 
 def test_nothing_scoreable_is_exit_one_with_one_line_and_json(
@@ -243,7 +272,9 @@ def test_nothing_scoreable_is_exit_one_with_one_line_and_json(
     assert main(["--model", str(model), str(tmp_path / "in"), "--json"]) == 1
     shown = capsys.readouterr()
     assert json.loads(shown.out)["not_scored"][0]["reason"] == "empty file"
-    assert shown.err == f"error: {tmp_path / 'in'}: expected CT slices, found none among 1 files; nothing was scored\n"
+    *before, last = shown.err.splitlines()
+    assert last == f"error: {tmp_path / 'in'}: expected CT slices, found none among 1 files; nothing was scored"
+    assert before in ([], ["backend: onnxruntime on cpu in float32"])  # said once in a process
 
 
 def test_path_that_does_not_exist_is_named(tmp_path: Path, session: Session, config: ScoreConfig) -> None:

@@ -33,7 +33,7 @@ def test_scores_are_the_graphs_outputs_by_name(folder: Path) -> None:
 
 def test_session_says_what_it_runs_and_where(folder: Path) -> None:
     session = open_session(folder)
-    assert session.provider == "CPUExecutionProvider"
+    assert (session.backend, session.precision, session.provider) == ("onnxruntime", "float32", "CPUExecutionProvider")
     assert session.sha256 == session.artifact.files[ONNX_FILE].sha256
 
 
@@ -128,6 +128,23 @@ def test_silent_fall_back_to_the_cpu_is_an_error(folder: Path, monkeypatch: pyte
     )
     with pytest.raises(ArtifactError, match="device cuda: expected CUDAExecutionProvider, found CPUExecutionProvider"):
         open_session(folder, "cuda")
+
+
+def test_cuda_is_asked_for_full_float32(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def create(content: bytes, sess_options: object, providers: list[object]) -> None:
+        asked.extend(providers)
+        raise RuntimeError("no GPU in this test")
+
+    monkeypatch.setattr(door, "_require_driver", lambda: None)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", create)
+    with pytest.raises(ArtifactError, match="cannot load it: no GPU in this test"):
+        open_session(folder, "cuda")
+    name, options = asked[0]  # type: ignore[misc]
+    assert name == "CUDAExecutionProvider"
+    assert options["use_tf32"] == "0"
 
 
 def test_unknown_device_is_an_error(folder: Path) -> None:

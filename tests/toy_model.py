@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fastich.artifact import ONNX_FILE, Artifact, FileEntry, Thresholds, write_manifest
+from fastich.artifact import IMAGE, ONNX_FILE, Artifact, FileEntry, Thresholds, write_manifest
 from fastich.windowing import DEFAULT_WINDOWS
 
 WEIGHTS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
@@ -33,7 +33,8 @@ def toy_onnx(*, adjacent: bool = False, scale: float = 1.0, external: bool = Fal
         ]
         value = "change"
     nodes += [
-        helper.make_node("Unsqueeze", [value, "one"], ["column"]),
+        helper.make_node("Identity", [value], [IMAGE]),  # where OpenVINO may split a batch
+        helper.make_node("Unsqueeze", [IMAGE, "one"], ["column"]),
         helper.make_node("Mul", ["column", "weights"], ["logit"]),
         helper.make_node("Sigmoid", ["logit"], ["probability"]),
         helper.make_node("Mul", ["column", "ones_1024"], ["embedding"]),

@@ -1,28 +1,54 @@
-"""The only door to ONNX Runtime on the serving side: an exported model, opened once and checked, that scores slices.
+"""An exported model, opened once and checked, that scores slices; and the serving side's only door to ONNX Runtime.
 
-Opening costs the SHA-256 of the files, ONNX Runtime's graph optimisation and one slice of air as a self-check (under
-a second in all on one core); a slice costs about 40 ms of two cores at 256 px.
+Opening costs the SHA-256 of the files, the engine's graph optimisation and one slice of air as a self-check (under a
+second in all on one core; OpenVINO 3 to 6 s). A slice at 256 px costs about 40 ms of two cores with ONNX Runtime in
+float32, 13 ms with OpenVINO in int8.
 """
 
 import ctypes
+import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from fastich.artifact import INPUT, ONNX_FILE, OUTPUTS, Artifact, TensorSpec, read_manifest, read_verified
+from fastich.artifact import (
+    INPUT,
+    OUTPUTS,
+    PRECISION_FILES,
+    PRECISIONS,
+    Artifact,
+    TensorSpec,
+    read_manifest,
+    read_verified,
+)
 from fastich.errors import ArtifactError
 from fastich.hu import AIR_HU
+from fastich.serve import openvino_backend
 from fastich.types import HuArray
+from fastich.verb import say
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_DRIVER = "libcuda.so.1"
 SELF_CHECK_SHAPE = (2, 64, 64)
 LOG_ERRORS_ONLY = 3
+BACKENDS = ("onnxruntime", "openvino")
+OFFERED = {
+    ("onnxruntime", "cpu"): ("float32", "int8"),
+    ("onnxruntime", "cuda"): ("float32", "float16"),
+    ("openvino", "cpu"): ("float32", "bfloat16", "int8"),
+}
+"""What runs where. Left out: float16 on CPUs (slower than float32 there), int8 QDQ on CUDA (wants TensorRT), bfloat16
+in ONNX Runtime (its CPU provider has no such convolution)."""
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""TF32 would move HU by up to 1. The default search, EXHAUSTIVE, tries every algorithm again for each new batch size.
+Not run on a GPU. CUDA graphs are out of reach: they want fixed shapes and no node on the CPU, where the free H and W of
+the input are computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,20 +64,34 @@ class Scores:
     cam: NDArray[np.float32]
 
 
+class Engine(Protocol):
+    """What runs a graph: ONNX Runtime (below) or OpenVINO. ``run`` may be called from several threads."""
+
+    provider: str
+    inputs: list[str]
+    outputs: list[str]
+
+    def run(self, hu: HuArray) -> Sequence[NDArray[np.float32]]:
+        """The outputs of ``hu`` int16 [N, H, W] in the order of ``artifact.OUTPUTS``."""
+
+
 class Session:
     """One opened model. ``run`` may be called from several threads.
 
     Attributes:
         artifact: what model.json says.
-        sha256: of the model.onnx that runs.
-        provider: the execution provider that runs, for example ``CPUExecutionProvider``.
+        sha256: of the file that runs.
+        backend: ``onnxruntime`` or ``openvino``.
+        precision: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
+        provider: what runs in it, for example ``CPUExecutionProvider``.
     """
 
-    def __init__(self, artifact: Artifact, session: Any, where: Path) -> None:
+    def __init__(self, artifact: Artifact, engine: Engine, where: Path, *, backend: str, precision: str) -> None:
         self.artifact = artifact
-        self.sha256 = artifact.files[ONNX_FILE].sha256
-        self.provider: str = session.get_providers()[0]
-        self._session = session
+        self.sha256 = artifact.files[where.name].sha256
+        self.backend, self.precision = backend, precision
+        self.provider = engine.provider
+        self._engine = engine
         self._where = where
 
     def run(self, hu: HuArray) -> Scores:
@@ -64,8 +104,8 @@ class Session:
         if hu.dtype != np.int16 or hu.ndim != len(INPUT.shape) or 0 in hu.shape:
             raise ValueError(f"hu: expected int16 [N, H, W], none of them 0, found {hu.dtype} {list(hu.shape)}")
         try:
-            found = self._session.run([spec.name for spec in OUTPUTS], {INPUT.name: np.ascontiguousarray(hu)})
-        except Exception as error:  # ONNX Runtime's own classes share no base but Exception
+            found = self._engine.run(np.ascontiguousarray(hu))
+        except Exception as error:  # the engines' own classes share no base but Exception
             raise ArtifactError(f"{self._where}: the model failed on {list(hu.shape)} slices: {error}") from error
         for spec, value in zip(OUTPUTS, found, strict=True):
             if not np.isfinite(value).all():
@@ -73,28 +113,91 @@ class Session:
         return Scores(**dict(zip((spec.name for spec in OUTPUTS), found, strict=True)))
 
 
-def open_session(folder: Path, device: str = "cpu") -> Session:
+def open_session(
+    folder: Path, device: str = "cpu", *, backend: str = "onnxruntime", precision: str = "float32"
+) -> Session:
     """The model of ``folder``, ready to score: its files, its inputs and outputs and a slice of air were checked.
+
+    What is asked for is what runs, or it is an error.
 
     Args:
         folder: what export/to_onnx.py wrote.
-        device: ``cpu`` or ``cuda``; what is asked for is what runs, or it is an error.
+        device: ``cpu`` or ``cuda``.
+        backend: ``onnxruntime``, ``openvino``, or ``auto`` (see ``choose_backend``), which says once what it took.
+        precision: one of ``artifact.PRECISIONS``; ``int8`` and ``float16`` need their file in the folder.
 
     Raises:
-        ArtifactError: a file is missing, damaged or of another version, CUDA cannot be had, or the self-check failed.
+        ArtifactError: a file is missing, damaged or of another version, the backend or CUDA cannot be had, or the
+            self-check failed.
     """
-    if device not in PROVIDERS:
-        raise ArtifactError(f"device: expected cpu or cuda, found {device!r}")
+    chosen = choose_backend(backend, device, precision)
+    if backend == "auto":
+        _announce(chosen, device, precision)
     artifact = read_manifest(folder)
-    content = read_verified(folder, artifact, ONNX_FILE)
+    path = folder / PRECISION_FILES[precision]
+    content = read_verified(folder, artifact, path.name)
     for name in artifact.files:
-        if name != ONNX_FILE:
+        if name != path.name:
             read_verified(folder, artifact, name)
-    path = folder / ONNX_FILE
-    session = Session(artifact, _create(content, device, path), path)
-    _check_interface(session._session, path)
+    engine: Engine
+    if chosen == "openvino":
+        engine = openvino_backend.Engine(content, precision, num_physical_cores(), path)
+    else:
+        engine = OnnxEngine(content, device, path)
+    _check_interface(engine, path)
+    session = Session(artifact, engine, path, backend=chosen, precision=precision)
     session.run(np.full(SELF_CHECK_SHAPE, AIR_HU, dtype=np.int16))
     return session
+
+
+def choose_backend(asked: str, device: str, precision: str) -> str:
+    """``onnxruntime`` or ``openvino``.
+
+    The rule of ``auto``: OpenVINO on the CPU for bfloat16, which nothing else offers, and for int8 where it is
+    installed (1.8 times ONNX Runtime's slices/s); ONNX Runtime for the rest (in float32 the two are equally fast).
+
+    Raises:
+        ArtifactError: there is no such backend, device or precision, or the three do not go together.
+    """
+    choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+        ("device", device, tuple(PROVIDERS)),
+        ("backend", asked, (*BACKENDS, "auto")),
+        ("precision", precision, PRECISIONS),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise ArtifactError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, found {value!r}")
+    chosen = asked
+    if asked == "auto":
+        wins = precision == "bfloat16" or (precision == "int8" and not openvino_backend.WHY_NO_OPENVINO)
+        chosen = "openvino" if device == "cpu" and wins else "onnxruntime"
+    if (chosen, device) not in OFFERED:
+        raise ArtifactError(f"backend {chosen} runs on the cpu only, found device {device}; use --backend onnxruntime")
+    if precision not in OFFERED[chosen, device]:
+        offered = ", ".join(OFFERED[chosen, device])
+        raise ArtifactError(f"precision: expected one of {offered} for {chosen} on {device}, found {precision}")
+    return chosen
+
+
+@functools.cache
+def _announce(backend: str, device: str, precision: str) -> None:
+    why = openvino_backend.WHY_NO_OPENVINO if precision == "int8" and backend == "onnxruntime" else ""
+    say(f"backend: {backend} on {device} in {precision}" + (f" (no OpenVINO: {why})" if why else ""))
+
+
+class OnnxEngine:
+    """One ONNX Runtime session."""
+
+    def __init__(self, content: bytes, device: str, path: Path) -> None:
+        self._session = _create(content, device, path)
+        self.provider: str = self._session.get_providers()[0]
+        self.inputs = [_found(item) for item in self._session.get_inputs()]
+        self.outputs = [_found(item) for item in self._session.get_outputs()]
+
+    def run(self, hu: HuArray) -> Sequence[NDArray[np.float32]]:
+        """The outputs of ``hu`` int16 [N, H, W] in the order of ``artifact.OUTPUTS``."""
+        found: Sequence[NDArray[np.float32]] = self._session.run([spec.name for spec in OUTPUTS], {INPUT.name: hu})
+        return found
 
 
 def _create(content: bytes, device: str, path: Path) -> Any:
@@ -104,8 +207,10 @@ def _create(content: bytes, device: str, path: Path) -> Any:
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_physical_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that spins starves the decoder
     options.log_severity_level = LOG_ERRORS_ONLY
-    providers = [wanted] if device == "cpu" else [wanted, PROVIDERS["cpu"]]
+    cpu = PROVIDERS["cpu"]
+    providers = [cpu] if device == "cpu" else [(wanted, CUDA_OPTIONS), cpu]
     try:
         session = onnxruntime.InferenceSession(content, sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's own classes share no base but Exception
@@ -131,15 +236,15 @@ def _require_driver() -> None:
         ) from error
 
 
-def _check_interface(session: Any, path: Path) -> None:
-    for kind, specs, found in (
-        ("input", (INPUT,), session.get_inputs()),
-        ("output", OUTPUTS, session.get_outputs()),
-    ):
+def _check_interface(engine: Engine, path: Path) -> None:
+    for kind, specs, actual in (("input", (INPUT,), engine.inputs), ("output", OUTPUTS, engine.outputs)):
         expected = [_signature(spec) for spec in specs]
-        actual = [f"{item.name} {item.type} rank {len(item.shape)}" for item in found]
         if actual != expected:
             raise ArtifactError(f"{path}: expected {kind} {expected}, found {actual}; export again")
+
+
+def _found(item: Any) -> str:
+    return f"{item.name} {item.type} rank {len(item.shape)}"
 
 
 def _signature(spec: TensorSpec) -> str:
