@@ -23,24 +23,32 @@ from fastich import ops
 from fastich.checkpoint import load_run
 from fastich.models.serving import Front, ServingModel
 from fastich.records.reader import RecordReader
+from fastich.serve import openvino_backend
 from fastich.serve.session import open_session
 from fastich.training.environment import num_cores, torch_threads
 
 STAGE = "infer"
 EAGER = "torch eager, float32"
+CHANNELS_LAST = "torch eager, float32, channels_last"
+INT8 = 0.1
+"""Of a probability of this network, which has hardly learned anything; AUC is compared where it has (README)."""
 Backend = tuple[str, str, dict[str, Any]]
 Answer = Callable[[NDArray[np.int16]], NDArray[np.float32]]
 
 BACKENDS: tuple[Backend, ...] = (
     (EAGER, "torch_eager", {}),
-    ("torch eager, float32, channels_last", "torch_eager", {"channels_last": True}),
+    (CHANNELS_LAST, "torch_eager", {"channels_last": True}),
     ("torch eager, bfloat16, channels_last", "torch_eager", {"channels_last": True, "amp": True, "tolerance": 0.05}),
-    ("ONNX Runtime, float32", "onnx_session", {}),
+    ("ONNX Runtime, float32", "session", {}),
+    ("ONNX Runtime, int8", "session", {"precision": "int8", "tolerance": INT8}),
+    ("OpenVINO, float32", "session", {"backend": "openvino"}),
+    ("OpenVINO, bfloat16", "session", {"backend": "openvino", "precision": "bfloat16", "tolerance": 0.05}),
+    ("OpenVINO, int8", "session", {"backend": "openvino", "precision": "int8", "tolerance": INT8}),
 )
 CUDA_BACKENDS: tuple[Backend, ...] = (
     ("torch compiled, bfloat16, channels_last", "torch_eager",
      {"channels_last": True, "amp": True, "compiled": True, "tolerance": 0.05}),
-    ("ONNX Runtime CUDA, float16", "onnx_session", {"precision": "float16", "tolerance": 0.02}),
+    ("ONNX Runtime CUDA, float16", "session", {"precision": "float16", "tolerance": 0.02}),
 )  # fmt: skip
 
 
@@ -52,7 +60,7 @@ def contenders(case: Case) -> list[Contender]:
             make=f"bench_infer:{function}",
             arguments={"case": case, "batch": batch, **arguments},
             limit="the network's operators, each by itself",
-            baseline=name == EAGER,
+            baseline=name == CHANNELS_LAST,
             ceiling="cuda" if case.device == "cuda" else "all cores",
         )
         for name, function, arguments in (*BACKENDS, *(CUDA_BACKENDS if case.device == "cuda" else ()))
@@ -91,10 +99,20 @@ def serving_graph(case: Case) -> ServingModel:
 
 
 @contextlib.contextmanager
-def onnx_session(case: Case, batch: int, precision: str = "", tolerance: float = 1e-3) -> Iterator[Work]:
-    """The exported file through ``fastich.serve.session``."""
-    session = open_session(exported(case, precision), case.device)
-    yield infer_work(case, lambda hu: session.run(hu).probability, batch, tolerance, precision or "float32")
+def session(
+    case: Case, batch: int, backend: str = "onnxruntime", precision: str = "float32", tolerance: float = 1e-3
+) -> Iterator[Work]:
+    """The exported files through ``fastich.serve.session``.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    if backend == "openvino" and openvino_backend.WHY_NO_OPENVINO:
+        raise ModuleNotFoundError(openvino_backend.WHY_NO_OPENVINO)
+    folder = exported(case, precision if precision in ("int8", "float16") else "")
+    device = "cpu" if backend == "openvino" or precision == "int8" else case.device
+    opened = open_session(folder, device, backend=backend, precision=precision)
+    yield infer_work(case, lambda hu: opened.run(hu).probability, batch, tolerance, precision)
 
 
 def infer_work(case: Case, answer: Answer, batch: int, tolerance: float, precision: str) -> Work:

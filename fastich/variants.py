@@ -31,7 +31,7 @@ from fastich.types import HuArray
 from fastich.verb import say
 
 AUC_LIMIT = 0.002
-"""A label's AUC should change by no more (issue of the project); over it the report says so."""
+"""A label's AUC should change by no more; over it the report says so."""
 HARD_AUC_ANY_LIMIT = 0.01
 HARD_FLIPS_LIMIT = 0.01
 """Over these (change of AUC `any`; fraction of decisions flipped at the thresholds) nothing is written. A constant
