@@ -4,7 +4,7 @@ It is optional (extra ``openvino``): the server works without it.
 The graph is cut at ``image``. Preprocessing runs in float32 whatever the network computes in, because bfloat16 holds HU
 near 1000 in steps of 8 (uncut, AUC fell by up to 0.4). The network is compiled for fixed batches, which OpenVINO runs
 15 % faster than a free one: two slices a request and requests side by side, and one slice by all threads for the rest.
-Opening costs 3 to 6 s of one core, half of it for each batch size; the measurements are in bench/LOG.md.
+Opening costs 1 to 6 s of two cores (int8 the most), half of it for each batch size; bench/LOG.md has the measurements.
 """
 
 import itertools
@@ -31,12 +31,12 @@ else:
     WHY_NO_OPENVINO = ""
 
 CHUNK = 2
-"""Slices a request. One and four are as fast to 3 %; two fill two cores from a batch of four on."""
+"""Slices a request. One is 5 % slower, four are as fast; two fill two cores from a batch of four on."""
 MAX_STREAMS = 8
 """Requests side by side: a batch of 16 (the default of fastich.score) in chunks of two. More cores serve each."""
 HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16"}
-"""OpenVINO's inference precision. The rest of an int8 network stays float32: bfloat16 gains 8 %, and costs an AUC of
-0.003 where int8 costs under 0.001."""
+"""OpenVINO's inference precision. The rest of an int8 network stays float32: bfloat16 gains 9 %, but changes an AUC
+by 0.003 where int8 alone stays under 0.002."""
 ONNX_TYPES = {"i16": "tensor(int16)", "f32": "tensor(float)"}
 
 

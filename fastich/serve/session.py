@@ -1,7 +1,7 @@
 """An exported model, opened once and checked, that scores slices; and the serving side's only door to ONNX Runtime.
 
 Opening costs the SHA-256 of the files, the engine's graph optimisation and one slice of air as a self-check (under a
-second in all on one core; OpenVINO 3 to 6 s). A slice at 256 px costs about 40 ms of two cores with ONNX Runtime in
+second in all on one core; OpenVINO 1 to 6 s). A slice at 256 px costs about 40 ms of two cores with ONNX Runtime in
 float32, 13 ms with OpenVINO in int8.
 """
 
@@ -154,7 +154,7 @@ def choose_backend(asked: str, device: str, precision: str) -> str:
     """``onnxruntime`` or ``openvino``.
 
     The rule of ``auto``: OpenVINO on the CPU for bfloat16, which nothing else offers, and for int8 where it is
-    installed (1.8 times ONNX Runtime's slices/s); ONNX Runtime for the rest (in float32 the two are equally fast).
+    installed (1.5 to 2 times ONNX Runtime's slices/s); ONNX Runtime for the rest (in float32 the two are equally fast).
 
     Raises:
         ArtifactError: there is no such backend, device or precision, or the three do not go together.
