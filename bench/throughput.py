@@ -32,7 +32,7 @@ import model
 import torch
 from case import BATCH, Case, make_case
 from chart import draw
-from contest import Contender, Result, Work, compete
+from contest import Contender, Result, Work, compete, one_line
 from goals import goal_table, goals
 from projection import CARDS, project
 from rows import Ceilings, Row, append_json, bottleneck, ceiling_table, figures, make_rows, markdown, rate_in, shown
@@ -105,7 +105,10 @@ def work_folder(kept: Path | None) -> Iterator[Path]:
 def measure(stage: str, case: Case, rounds: int, seconds: float) -> list[Result]:
     verb.say(f"bench: {stage}")
     if stage in NEED_MODEL:
-        model.exported(case)
+        try:
+            model.exported(case)
+        except (subprocess.CalledProcessError, ModuleNotFoundError) as error:
+            verb.say(f"bench: no model to time ({one_line(error)}); its rows will say failed")
     return compete(STAGES[stage].contenders(case), rounds=rounds, seconds=seconds, say=verb.say)
 
 
