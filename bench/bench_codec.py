@@ -75,7 +75,7 @@ def ratios(case: Case, folder: Path | None) -> list[dict[str, Any]]:
 
 
 OTHERS = ("16-bit PNG", "zlib level 1", "zstd level 1", "blosc2 shuffle, zstd 1", "JPEG-LS", "HTJ2K", "JPEG 2000")
-QUICK_OTHERS = ("16-bit PNG", "zstd level 1", "HTJ2K")
+QUICK_OTHERS = ("16-bit PNG", "zstd level 1")
 
 
 @functools.cache

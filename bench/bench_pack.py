@@ -32,6 +32,9 @@ from fastich.records.reader import RecordReader
 STAGE = "pack"
 READING = "merely reading and decoding, pydicom"
 PNG8 = "DICOM to 8-bit PNG, pydicom and Pillow (the seed's way)"
+OURS = "fastich.pack, DICOM to records"
+QUICK = (OURS, READING, PNG8)
+"""What ``--quick`` measures."""
 CHUNK = 8
 FEW_FILES = 64
 SYNTHETIC_ID = b"ID_"
@@ -53,9 +56,9 @@ def contenders(case: Case) -> list[Contender]:
         )  # fmt: skip
 
     parsing = "the cores: parsing DICOM"
-    return [
+    found = [
         Contender(
-            name="fastich.pack, DICOM to records",
+            name=OURS,
             make="bench_pack:ours",
             arguments={
                 "folder": case.dicom,
@@ -71,6 +74,7 @@ def contenders(case: Case) -> list[Contender]:
         peer("DICOM to 16-bit PNG, pydicom and Pillow", "png16", "the cores: deflate"),
         peer("DICOM to .npy, pydicom", "npy", "the cores: parsing DICOM; storage write"),
     ]
+    return [one for one in found if not case.quick or one.name in QUICK]
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from ``--records``. ``half``, ``flat`` and ``raw`` hold the same rows in the sam
 work: half-first LBP as pack writes it, LBP in the flat mode, uint16 as it is.
 """
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -194,8 +193,3 @@ def write_records(
     index["shard"] = np.int32(0)
     meta = {"codec": codec, "size": None, "split": {"rule": "bench"}, "shards": [writer.close()], "rejects": None}
     finish_dataset(folder, index, meta | {"versions": {}})
-
-
-def with_size(case: Case, size: int) -> Case:
-    """The same case with another input side."""
-    return dataclasses.replace(case, size=size)

@@ -167,11 +167,13 @@ def _watch(here: Connection, pid: int, contender: Contender, *, watched: bool) -
                 peak = max(peak, tree_bytes(pid) or 0) if watched and base is not None else peak
                 continue
             message: dict[str, Any] = here.recv()
-            if message["status"] != "started":
-                known = watched and base is not None and peak
-                return message | {"peak_bytes": max(0, peak - (base or 0)) if known else None}
-            base = tree_bytes(pid) if watched else None
-            here.send("go")
+            if message["status"] == "passed":
+                watched = False
+            elif message["status"] == "started":
+                base = tree_bytes(pid) if watched else None
+                here.send("go")
+            else:
+                return message | {"peak_bytes": max(0, peak - base) if base is not None and peak else None}
     except EOFError:
         return {"status": "failed", "why": DIED}
     return {"status": "late", "why": f"no answer of {contender.make} within {TURN_LIMIT_S:.0f} s"}
@@ -194,7 +196,7 @@ def _attend(there: Connection, contender: Contender, seconds: float | None, log:
     there.send({"status": "started"})
     there.recv()
     try:
-        there.send(_answer(contender, seconds))
+        there.send(_answer(contender, seconds, lambda: there.send({"status": "passed"})))
     except (ImportError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError) or "cannot open shared object" in str(error)
         there.send({"status": "absent" if missing else "failed", "why": one_line(error)})
@@ -216,14 +218,16 @@ def _silence(parent: int, log: int) -> None:
         os.dup2(target, stream)
 
 
-def _answer(contender: Contender, seconds: float | None) -> dict[str, Any]:
+def _answer(contender: Contender, seconds: float | None, passed: Callable[[], None]) -> dict[str, Any]:
+    """The answer of a turn; ``passed`` is called once memory need no longer be looked at: a check takes its own."""
     module, _, function = contender.make.partition(":")
     opened = getattr(importlib.import_module(module), function)(**contender.arguments)
     with opened as work:
         if seconds is not None:
             return {"status": "ok", "rate": rate_of(work.run, seconds, warm_up=work.warms_up)}
-        tolerance = work.check()
         rate_of(work.run, MEMORY_PASS_S, warm_up=False)
+        passed()
+        tolerance = work.check()
         names = ("moved_bytes", "stored_bytes", "flop", "facts")
         return {"status": "ok", "tolerance": tolerance} | {name: getattr(work, name) for name in names}
 
@@ -243,10 +247,3 @@ def rate_of(run: Callable[[], int], seconds: float, *, warm_up: bool = True) -> 
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def own_folder_first() -> None:
-    """Make the modules of bench/ importable from wherever the benchmark is started."""
-    folder = str(Path(__file__).parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)

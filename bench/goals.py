@@ -37,7 +37,7 @@ def goals(rows: Sequence[Row], ratios: Sequence[dict[str, Any]]) -> list[Goal]:
         return Goal(text=text, least=least, found=over(native, rate_in(rows, "load", rival)))
 
     def packed(text: str, least: float, rival: str) -> Goal:
-        mine = rate_in(rows, "pack", "fastich.pack, DICOM to records")
+        mine = rate_in(rows, "pack", bench_pack.OURS)
         return Goal(text=text, least=least, found=over(mine, rate_in(rows, "pack", rival)))
 
     def window(mode: str, least: float) -> Goal:

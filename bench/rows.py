@@ -57,7 +57,7 @@ def ceiling_of(result: Result, ceilings: Ceilings, rates: dict[str, float]) -> t
     asked = result.contender.ceiling
     if asked.startswith("row:"):
         name = asked.removeprefix("row:")
-        return (name, rates[name]) if name in rates else ("", None)
+        return (name.strip(), rates[name]) if name in rates else ("", None)
     gpu = ", GPU" if asked == "cuda" else ""
     memory = {"one core": "copy, one core", "cuda": "copy, GPU"}.get(asked, "copy, all cores")
     gemm = f"GEMM {result.facts.get('precision', 'float32')}{gpu}"

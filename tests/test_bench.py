@@ -16,12 +16,15 @@ PROJECT = Path(__file__).resolve().parents[1]
 BENCH = PROJECT / "bench"
 sys.path.insert(0, str(BENCH))
 
+import case  # noqa: E402
 import ceilings  # noqa: E402
 import contest  # noqa: E402
 import goals  # noqa: E402
+import memory  # noqa: E402
 import projection  # noqa: E402
 import readme_table  # noqa: E402
 import rows  # noqa: E402
+import throughput  # noqa: E402
 import traffic  # noqa: E402
 from bench_train import loader_share  # noqa: E402
 from chart import draw  # noqa: E402
@@ -136,6 +139,35 @@ def test_byte_counter_by_hand() -> None:
     with traffic.ByteCounter() as counted:
         torch.zeros(4, device="meta").view(2, 2).transpose(0, 1)
     assert counted.total_bytes == 16
+
+
+def test_busy_moment_does_not_lower_a_ceiling() -> None:
+    slow = {"copy, one core": MEASURED["copy, one core"] | {"value": 1.0}, "GEMM int8": {"value": None}}
+    found = throughput.higher(slow, MEASURED | {"GEMM int8": {"value": 3.0}})
+    assert (found["copy, one core"]["value"], found["GEMM int8"]["value"]) == (10e9, 3.0)
+
+
+def test_memory_counts_what_children_hold() -> None:
+    code = "import os; held = b'x' * 2**26; child = os.fork(); child or (held := b'y' * 2**26); print(1); input()"
+    command = [sys.executable, "-u", "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == [b"1\n", b"1\n"]
+        held = memory.tree_bytes(process.pid)
+        process.communicate(b"\n\n")
+    assert held is not None
+    assert 2**27 <= held < 2**27 + 2**26
+
+
+def test_large_dicom_folder_is_cut_to_its_first_files(tmp_path: Path) -> None:
+    folder = tmp_path / "dicom"
+    for name in ("a/1.dcm", "b/1.dcm", "b/2.dcm"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    assert case.first_files(folder, tmp_path / "few", 3) == folder
+    few = case.first_files(folder, tmp_path / "few", 2)
+    assert [path.read_text() for path in sorted(few.iterdir())] == ["a/1.dcm", "b/1.dcm"]
 
 
 def test_repeated_counts_what_was_done_and_not_the_warm_up() -> None:
@@ -269,8 +301,6 @@ def test_projection_measures_nothing() -> None:
 
 
 def test_too_few_slices_is_an_error_that_says_what_to_do(records: Path, tmp_path: Path) -> None:
-    import case
-
     few = tmp_path / "few"
     write_records(few, [(64, 64)] * 5)
     with pytest.raises(UsageError, match="expected at least 32 slices, found 5; give more DICOM files"):
