@@ -30,8 +30,8 @@ def trained(case: Case) -> Path:
     if not (run / "run.json").exists():
         with RecordReader(case.half) as reader:
             write_records(few(case), reader, NUM_TRAIN + NUM_VAL + NUM_TEST, "lbp", ops.encode, as_split)
-        flags = ("--size", case.size, "--batch-size", NUM_TRAIN, "--epochs", NUM_EPOCHS, "--weights", "none", "--resume", "auto")
-        call("train", "--records", few(case), "--out", run, *flags, "--device", case.device)
+        flags = ("--size", case.size, "--batch-size", NUM_TRAIN, "--epochs", NUM_EPOCHS, "--device", case.device)
+        call("train", "--records", few(case), "--out", run, *flags, "--weights", "none", "--resume", "auto")
     return run
 
 
