@@ -4,7 +4,10 @@ CUDA ?= cu12
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints/$(CUDA).txt
-PEERS := webdataset mosaicml-streaming ffcv
+PEERS := webdataset ffcv
+# MosaicML Streaming pins an older numpy than the project's, and works with this one: it goes in without its dependencies,
+# then what its import needs.
+MOSAIC_NEEDS := transformers Brotli python-snappy zstd xxhash catalogue
 STAMP := $(VENV)/.installed-$(CUDA)
 EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
 
@@ -54,6 +57,9 @@ bench: setup
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint $(CONSTRAINTS) $$peer \
 	    > $(VENV)/bench-$$peer.log 2>&1 || echo "bench: $$peer does not install (see $(VENV)/bench-$$peer.log)"; \
 	done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming > $(VENV)/bench-mosaic.log 2>&1 \
+	  && $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(MOSAIC_NEEDS) >> $(VENV)/bench-mosaic.log 2>&1 \
+	  || echo "bench: mosaicml-streaming does not install (see $(VENV)/bench-mosaic.log)"
 	$(BIN)/python bench/throughput.py $(if $(QUICK),--quick) $(BENCH)
 
 clean:

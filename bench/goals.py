@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import bench_infer
 import bench_load
 import bench_pack
 from bench_codec import RECORDS
@@ -57,8 +58,19 @@ def goals(rows: Sequence[Row], ratios: Sequence[dict[str, Any]]) -> list[Goal]:
         ratio("half-first", 2.6, ratios),
         packed("pack against DICOM to 8-bit PNG", 5, bench_pack.PNG8),
         packed("pack against merely reading DICOM", 0.6, bench_pack.READING),
+        Goal(
+            text="int8 inference, best CPU backend, against torch eager float32 channels_last",
+            least=4,
+            found=over(best_int8(rows), rate_in(rows, "infer", bench_infer.CHANNELS_LAST)),
+        ),
         Goal(text="rate at the most slices against 1,000", least=FLAT, found=flat),
     ]
+
+
+def best_int8(rows: Sequence[Row]) -> float | None:
+    """Slices/s of the faster int8 backend."""
+    found = [rate_in(rows, "infer", f"{backend}, int8") for backend in ("OpenVINO", "ONNX Runtime")]
+    return max((rate for rate in found if rate), default=None)
 
 
 def ratio(mode: str, least: float, ratios: Sequence[dict[str, Any]]) -> Goal:
