@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_infer import compare, serving_graph
+from bench_infer import compare, reference, serving_graph
 from case import Case
 from contest import Contender, Work, WrongOutputError
 from model import exported
@@ -33,6 +33,7 @@ STAGE = "end-to-end"
 NETWORK = "  of it the network"
 SEED = "pydicom, Pillow, torch eager (the seed's way)"
 BATCH = 16
+NETWORK_TOLERANCE = 1e-3
 
 
 def contenders(case: Case) -> list[Contender]:
@@ -113,7 +114,10 @@ def network(case: Case) -> Iterator[Work]:
     def run() -> int:
         return sum(len(session.run(hu[start : start + BATCH]).probability) for start in range(0, len(hu), BATCH))
 
-    yield Work(run=run, check=lambda: "the same session")
+    def check() -> str:
+        return compare(session.run(hu[:4]).probability, reference(case, hu[:4]), NETWORK_TOLERANCE)
+
+    yield Work(run=run, check=check)
 
 
 @contextlib.contextmanager

@@ -121,6 +121,8 @@ def peers(case: Case) -> list[Contender]:
 def fastich_loader(backend: str, records: Path, size: int, device: str, augment: bool = False) -> Iterator[Work]:
     """A loader of the package, every row in order."""
     loader = open_loader(config_of(backend, records, size, device, augment))
+    if backend == "dali" and loader.backend.startswith("dali-stock"):
+        raise ModuleNotFoundError("the DALI operator is not built for this device; make setup says why")
     reader = loader.reader
     half = reader.shape(0)[0] == 2 * size and bytes(reader.payload(0)[5:6])[0] == MODE_HALF_FIRST and not augment
     made = epoch_work(

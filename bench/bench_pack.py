@@ -39,6 +39,8 @@ CHUNK = 8
 FEW_FILES = 64
 SYNTHETIC_ID = b"ID_"
 HEADER_BYTES = 2048
+COPY_LETTERS = "0123456789ABCEFGHIJKLMNOPQRSTUVWXYZ"
+"""The second letter of a copy's ids, one a copy; D is the originals'."""
 CHECKED = 4
 
 
@@ -64,6 +66,7 @@ def contenders(case: Case) -> list[Contender]:
                 "folder": case.dicom,
                 "work": case.derived,
                 "quick": case.quick,
+                "synthetic": case.labels is not None,
             },
             limit="the cores: reading DICOM, starting workers",
             ceiling=f"row:{READING}",
@@ -78,10 +81,10 @@ def contenders(case: Case) -> list[Contender]:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, work: Path, quick: bool) -> Iterator[Work]:
+def ours(folder: Path, work: Path, quick: bool, synthetic: bool) -> Iterator[Work]:
     """``fastich.pack.pack`` with one worker a core."""
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        source = input_folder(folder, work, quick)
+        source = input_folder(folder, work, quick, synthetic)
         num_files = len(dicom.find_files(source))
         out = Path(scratch) / "records"
         summary: dict[str, Any] = {}
@@ -107,19 +110,18 @@ def ours(folder: Path, work: Path, quick: bool) -> Iterator[Work]:
         yield made
 
 
-def input_folder(folder: Path, work: Path, quick: bool) -> Path:
-    """The files that are packed in a pass: a few with ``quick``, up to MOST_FILES of a synthetic set."""
+def input_folder(folder: Path, work: Path, quick: bool, synthetic: bool) -> Path:
+    """The files that are packed in a pass: a few with ``quick``, copies up to MOST_FILES of a synthetic set."""
     if quick:
         return first_files(folder, work / "few", FEW_FILES)
     found = dicom.find_files(folder)
-    copies = MOST_FILES // len(found)
-    is_synthetic = SYNTHETIC_ID in found[0].read_bytes()[:HEADER_BYTES]
-    return copied(folder, work / "copies", copies) if is_synthetic and copies > 1 else folder
+    copies = min(MOST_FILES // len(found), len(COPY_LETTERS))
+    return copied(folder, work / "copies", copies) if synthetic and copies > 1 else folder
 
 
 def copied(folder: Path, to: Path, copies: int) -> Path:
     """``copies`` times the synthetic files of ``folder``, each time under other ids of the same length."""
-    for number in range(copies):
+    for number, letter in enumerate(COPY_LETTERS[:copies]):
         part = to / f"{number:02d}"
         if part.exists():
             continue
@@ -128,7 +130,7 @@ def copied(folder: Path, to: Path, copies: int) -> Path:
         temporary.mkdir(parents=True)
         for path in dicom.find_files(folder):
             data = path.read_bytes()
-            header = data[:HEADER_BYTES].replace(SYNTHETIC_ID, b"I%X_" % number)
+            header = data[:HEADER_BYTES].replace(SYNTHETIC_ID, f"I{letter}_".encode())
             (temporary / path.name).write_bytes(header + data[HEADER_BYTES:])
         temporary.rename(part)
     return to

@@ -24,6 +24,7 @@ from fastich.train import num_replicas, start_learner
 from fastich.training.config import TrainConfig
 from fastich.training.environment import num_cores, torch_threads
 from fastich.training.precision import choose_device, choose_precision
+from fastich.training.prefetch import on_device
 
 STAGE = "train"
 MEMORY = "in memory"
@@ -62,8 +63,8 @@ def steps(
 ) -> Iterator[Work]:
     """A learner as training makes it, and a source of batches."""
     config = TrainConfig(
-        records=records, out=Path("unused"), weights="none", size=size, amp=amp, compile=compiled, batch_size=batch,
-        device=device,
+        records=records, out=Path("unused"), weights="none", size=size, amp=amp, device=device,
+        batch_size=batch, compile="default" if compiled else "none",
     )  # fmt: skip
     precision = choose_precision(amp, choose_device(device))
     replicas = num_replicas(config, precision.device)
@@ -74,7 +75,8 @@ def steps(
         learner.model.train()
         first = next(iter(loader.epoch(0)))
         kept = Batch(first.images.to(where), first.labels.to(where).clamp(min=0), first.rows)
-        batches = (known(one) for epoch in itertools.count() for one in loader.epoch(epoch)) if loaded else None
+        endless = (known(one) for epoch in itertools.count() for one in loader.epoch(epoch))
+        batches = on_device(endless, precision.device) if loaded else None
 
         def run() -> int:
             done = 0

@@ -43,7 +43,7 @@ step() {
 }
 
 bench() { # bench STAGE: its table in the log, its rows and chart in OUT
-  step "$1" "$PYTHON" bench/throughput.py --stage "$1" --work "$work" --json "$rows" --chart "$out/$1.png" --debug
+  step "$1" "$PYTHON" bench/throughput.py --stage "$1" --work "$work" --json "$rows" --chart "$out/$1.png" --strict --debug
 }
 
 step machine      nvidia-smi
@@ -56,6 +56,16 @@ step check_cuda   "$PYTHON" bench/check_cuda.py
 bench load
 # AMP with and without compile, fed by the loader and from memory.
 bench train
+# The verb itself, with what only it uses: the copy stream, a cache on the GPU, one CUDA graph a step, compiled steps.
+train() { # train NAME FLAG...: two epochs on the synthetic records
+  step "train_$1" "$PYTHON" -m fastich.train --records "$work/records" --out "$out/run-$1" --weights none --size 128 \
+    --batch-size 32 --epochs 2 --amp --augment --device cuda "${@:2}"
+}
+train plain       --profile
+train cache       --cache device
+train graph       --cuda-graph
+train compiled    --compile
+train overhead    --compile reduce-overhead
 # torch, ONNX Runtime CUDA in float32 and float16; each checked against torch in float32.
 bench infer
 bench codec
@@ -63,7 +73,7 @@ bench pack
 bench end-to-end
 bench scale
 # All of it in one run, for rows that may be compared with each other.
-step throughput   "$PYTHON" bench/throughput.py --work "$work" --json "$out/all.jsonl" --chart "$out/all.png" --debug
+step throughput   "$PYTHON" bench/throughput.py --work "$work" --json "$out/all.jsonl" --chart "$out/all.png" --strict --debug
 
 if [ "$dry_run" = 1 ]; then exit 0; fi
 echo

@@ -51,7 +51,7 @@ def exported(case: Case, precision: str = "") -> Path:
     """The model folder; ``precision`` is handed to ``export/to_onnx.py --precision`` where it is not empty.
 
     Raises:
-        ModuleNotFoundError: the export command refuses the precision; its last line.
+        RuntimeError: the export command refuses; its last line.
     """
     folder = case.derived / f"model-{case.size}{precision and '-' + precision}"
     if not (folder / MANIFEST).exists():
@@ -62,5 +62,5 @@ def exported(case: Case, precision: str = "") -> Path:
             command += ["--calibration-slices", str(NUM_VAL), "--variant-slices", str(NUM_TEST)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise ModuleNotFoundError(f"export/to_onnx.py: {done.stderr.strip().splitlines()[-1]}")
+            raise RuntimeError(f"export/to_onnx.py: {done.stderr.strip().splitlines()[-1]}")
     return folder

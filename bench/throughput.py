@@ -47,11 +47,11 @@ NEED_MODEL = (bench_infer.STAGE, bench_end_to_end.STAGE)
 QUICK_STAGES = [stage for stage in STAGES if stage != bench_scale.STAGE]
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     args = flags().parse_args(argv)
     if args.project_to:
         print(project(args.project_to, args.size))
-        return
+        return 0
     chosen = [args.stage] if args.stage != "all" else QUICK_STAGES if args.quick else list(STAGES)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with work_folder(args.work) as work:
@@ -70,6 +70,10 @@ def main(argv: list[str]) -> None:
         append_json(args.json, rows + ratio_rows(ratios), facts)
     if args.chart:
         draw(rows, args.chart, title(facts))
+    wrong = [f"{row['stage']}: {row['name']}" for row in rows if row["status"] in ("failed", "refused")]
+    if wrong:
+        verb.say(f"{len(wrong)} rows failed or were refused: {'; '.join(wrong)}")
+    return 1 if wrong and args.strict else 0
 
 
 def flags() -> argparse.ArgumentParser:
@@ -88,6 +92,7 @@ def flags() -> argparse.ArgumentParser:
     )
     made.add_argument("--json", type=Path, help="append each row to this file as one JSON line")
     made.add_argument("--chart", type=Path, help="write a bar chart to this PNG file")
+    made.add_argument("--strict", action="store_true", help="exit 1 where a row failed or was refused")
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.add_argument("--project-to", choices=tuple(CARDS), help="print a roofline projection for a card and stop")
     return made
@@ -107,7 +112,7 @@ def measure(stage: str, case: Case, rounds: int, seconds: float) -> list[Result]
     if stage in NEED_MODEL:
         try:
             model.exported(case)
-        except (subprocess.CalledProcessError, ModuleNotFoundError) as error:
+        except (subprocess.CalledProcessError, RuntimeError) as error:
             verb.say(f"bench: no model to time ({one_line(error)}); its rows will say failed")
     return compete(STAGES[stage].contenders(case), rounds=rounds, seconds=seconds, say=verb.say)
 

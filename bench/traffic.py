@@ -2,8 +2,8 @@
 
 Every operator that torch dispatches is counted with the bytes of its input and output tensors (views move none), on the
 meta device, where nothing is computed: it takes a second and no memory. That is eager mode's traffic if no tensor stays
-in a cache between operators; compiled and perfectly fused figures come from FACTS of the project: 140 and 54 MB forward
-in 16 bits. Convolutions and matrix products are counted by torch's own FlopCounterMode (a multiply-add is two).
+in a cache between operators; compiled and perfectly fused figures are estimates: 140 and 54 MB forward in 16 bits.
+Convolutions and matrix products are counted by torch's own FlopCounterMode (a multiply-add is two).
 """
 
 import math

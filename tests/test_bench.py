@@ -26,7 +26,7 @@ import readme_table  # noqa: E402
 import rows  # noqa: E402
 import throughput  # noqa: E402
 import traffic  # noqa: E402
-from bench_train import loader_share  # noqa: E402
+from bench_train import loader_share, steps  # noqa: E402
 from chart import draw  # noqa: E402
 from contest import Contender, Result, Work, WrongOutputError  # noqa: E402
 from loaders_data import write_records  # noqa: E402
@@ -189,6 +189,24 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     write_records(folder, [(64, 64)] * 32)
     return folder
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["in memory", "with the loader"])
+def test_a_training_contender_trains(records: Path, loaded: bool) -> None:
+    with steps(records, 32, 8, "cpu", loaded, amp=True) as work:
+        assert work.check() == "finite loss"
+        assert work.run() == 8
+    assert work.facts["precision"] == "bfloat16"
+
+
+def test_strict_run_fails_where_a_row_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, records: Path) -> None:
+    bad = Result(contender=Contender(name="wrong pixels", make="x:y"), status="refused", why="off by one")
+    monkeypatch.setattr(throughput, "measure", lambda *_: [bad])
+    monkeypatch.setattr(throughput, "ceiling_of_machine", lambda *_: {"storage read": dict.fromkeys(
+        ("value", "lowest", "highest"), 1e9) | {"note": "a test"}})  # fmt: skip
+    words = ["--records", str(records), "--dicom", str(tmp_path), "--stage", "load", "--size", "32"]
+    assert throughput.main([*words, "--work", str(tmp_path / "work")]) == 0
+    assert throughput.main([*words, "--work", str(tmp_path / "work"), "--strict"]) == 1
 
 
 def test_peers_arithmetic_is_the_reference() -> None:
@@ -360,6 +378,7 @@ def test_gpu_suite_is_valid_shell_and_its_dry_run_names_every_step(tmp_path: Pat
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     done = subprocess.run(["bash", script, "--dry-run", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for step in ("check_cuda", "--stage load", "--stage train", "--stage infer", "all.jsonl"):
+    verbs = ("--cache device", "--cuda-graph", "--compile", "--profile")
+    for step in (*verbs, "check_cuda", "--stage load", "--stage train", "--stage infer", "all.jsonl"):
         assert step in done.stdout
     assert not list(tmp_path.glob("*.log"))
