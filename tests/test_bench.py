@@ -203,7 +203,7 @@ def test_strict_run_fails_where_a_row_failed(monkeypatch: pytest.MonkeyPatch, tm
     bad = Result(contender=Contender(name="wrong pixels", make="x:y"), status="refused", why="off by one")
     monkeypatch.setattr(throughput, "measure", lambda *_: [bad])
     monkeypatch.setattr(throughput, "ceiling_of_machine", lambda *_: {"storage read": dict.fromkeys(
-        ("value", "lowest", "highest"), 1e9) | {"note": "a test"}})  # fmt: skip
+        ("value", "lowest", "highest"), 1e9) | {"note": "a test", "unit": "B/s"}})  # fmt: skip
     words = ["--records", str(records), "--dicom", str(tmp_path), "--stage", "load", "--size", "32"]
     assert throughput.main([*words, "--work", str(tmp_path / "work")]) == 0
     assert throughput.main([*words, "--work", str(tmp_path / "work"), "--strict"]) == 1
