@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with work_folder(args.work) as work:
         case = make_case(work, dicom=args.dicom, records=args.records, size=args.size, quick=args.quick, device=device)
-        rounds, seconds = (2, 0.2) if args.quick else (5, args.seconds)
+        rounds, seconds = (2, 0.2) if args.quick else (args.rounds, args.seconds)
         facts = run_facts(case, args, rounds, seconds)
         measured = ceiling_of_machine(case, 0.05 if args.quick else 0.5)
         results = {stage: measure(stage, case, rounds, seconds) for stage in chosen}
@@ -84,6 +84,7 @@ def flags() -> argparse.ArgumentParser:
     made.add_argument("--ct", type=Path, help="folder of real CT slices (a few do) whose compression is measured too")
     made.add_argument("--size", type=int, default=256, help="side of the network's input, pixels (default: 256)")
     made.add_argument("--seconds", type=float, default=1.0, help="least length of a turn, seconds (default: 1)")
+    made.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
     made.add_argument(
         "--quick", action="store_true", help="fewer slices, rounds and variants: under two minutes in all"
     )

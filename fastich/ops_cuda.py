@@ -79,11 +79,14 @@ def open_library(path: Path) -> ctypes.CDLL:
     """The library at ``path`` with its signatures set.
 
     Raises:
-        UsageError: it is not built.
+        UsageError: it is not built, or does not load.
     """
     if not path.exists():
         raise UsageError(f"{path.name} is not built; run make setup where nvcc is on PATH or FASTICH_NVCC names it")
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UsageError(f"{path.name} does not load ({error}); run make setup to build it again") from error
     pointer, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
     batch, windowing = ctypes.POINTER(_Batch), ctypes.POINTER(Windowing)
     library.fastich_cuda_backend.restype = text
@@ -98,8 +101,15 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def backend(library: Path = LIBRARY) -> str:
-    """``cuda-13.0`` (the toolkit that compiled it), ``emulated`` (in tests) or ``absent``: for logs and result rows."""
-    return open_library(library).fastich_cuda_backend().decode() if library.exists() else "absent"
+    """``cuda-13.0`` (the toolkit that compiled it), ``emulated`` (in tests) or ``absent``: for logs and result rows.
+
+    A library that does not load counts as absent; who needs it is told why by ``open_library``.
+    """
+    try:
+        text: bytes = open_library(library).fastich_cuda_backend()
+    except UsageError:
+        return "absent"
+    return text.decode()
 
 
 def scratch_bytes(num: int, codec: str, max_height: int, max_width: int, library: Path = LIBRARY) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastich import artifact as contract
 from fastich.artifact import ONNX_FILE, PRECISION_FILES, Artifact, FileEntry, Thresholds
-from fastich.errors import ArtifactError, UsageError
+from fastich.errors import ArtifactError, RecordError, UsageError
 from fastich.files import atomic_path
 from fastich.labels import LABELS
 from fastich.metrics import roc_auc
@@ -80,6 +80,8 @@ def write_variant(out: Path, artifact: Artifact, config: VariantConfig) -> Artif
     else:
         entry = FileEntry(sha256=hashlib.sha256(made).hexdigest(), size_bytes=len(made), role=ROLES[config.precision])
         finished = dataclasses.replace(artifact, parity=parity, files={**artifact.files, name: entry})
+        others = {key: value for key, value in artifact.files.items() if key != name}
+        contract.write_manifest(out, dataclasses.replace(artifact, files=others))  # a kill now leaves a whole folder
         with atomic_path(out / name) as temporary:
             temporary.write_bytes(made)
     contract.write_manifest(out, finished)
@@ -158,7 +160,13 @@ def batches(reader: RecordReader, rows: NDArray[np.int64], *, adjacent: bool) ->
     if adjacent:
         for row in rows.tolist():
             before, after = reader.neighbours(row)
-            yield np.stack([reader.hu(one) for one in (before, row, after)])
+            planes = [reader.hu(one) for one in (before, row, after)]
+            if len({hu.shape for hu in planes}) > 1:
+                raise RecordError(
+                    f"{reader.folder}: slices beside row {row} are of another size than it, {planes[1].shape}; leave the "
+                    "series out"
+                )
+            yield np.stack(planes)
     else:
         for start in range(0, len(rows), PARITY_BATCH):
             yield from batches_of([reader.hu(int(row)) for row in rows[start : start + PARITY_BATCH]])

@@ -116,9 +116,10 @@ struct Rows {
        space::window_row_of_three, space::to_float16, space::to_bfloat16}
 
 #ifdef FASTICH_X86
-inline bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it: CPUID leaf 1, ECX bit 29
+inline bool has_f16c_and_lzcnt() {  // not every compiler's __builtin_cpu_supports knows them: CPUID leaves 1 and 0x80000001
   unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+  return f16c && __get_cpuid(0x80000001u, &eax, &ebx, &ecx, &edx) && (ecx >> 5 & 1);
 }
 #endif
 
@@ -129,8 +130,8 @@ inline Rows choose_rows() {
   __builtin_cpu_init();
   const bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
-  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && has_f16c();
+                      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni") && has_f16c_and_lzcnt();
+  const bool has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && has_f16c_and_lzcnt();
   if (has512 && (any || !std::strcmp(wish, "avx512"))) return FI_ROWS(avx512);
   if (has2 && (any || !std::strcmp(wish, "avx512") || !std::strcmp(wish, "avx2"))) return FI_ROWS(avx2);
 #endif

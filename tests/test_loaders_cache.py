@@ -137,6 +137,14 @@ def test_the_limit_of_a_control_group_counts(tmp_path):
     assert 0 < cache.free_bytes(CPU) < 2**50
 
 
+def test_the_control_group_is_the_processs_own_with_those_above_it(tmp_path):
+    membership = tmp_path / "cgroup"
+    for line, expected in (("0::/", ["."]), ("0::/job/step", ["job/step", "job", "."]), ("3:cpu:/old", ["."])):
+        membership.write_text(f"1:name=x:/other\n{line}\n")
+        assert cache.control_groups(membership, tmp_path) == [tmp_path / part for part in expected]
+    assert cache.control_groups(tmp_path / "none", tmp_path) == [tmp_path]
+
+
 def test_a_damaged_record_stops_the_filling_with_file_and_offset(tmp_path):
     write_records(tmp_path, [(64, 64)] * 4)
     offset = damage(tmp_path, 2)

@@ -277,6 +277,14 @@ def test_a_library_that_is_not_built_says_how_to_build_it(tmp_path):
         CudaDecodeWindow(DEFAULT_WINDOWS, 8, library=absent)
 
 
+def test_a_library_that_does_not_load_is_absent_to_logs_and_an_error_to_who_needs_it(tmp_path):
+    damaged = tmp_path / "_kernels_cuda.so"
+    damaged.write_bytes(b"no library")
+    assert ops_cuda.backend(damaged) == "absent"
+    with pytest.raises(UsageError, match=r"_kernels_cuda.so does not load \(.*\); run make setup to build it again"):
+        CudaDecodeWindow(DEFAULT_WINDOWS, 8, library=damaged)
+
+
 @pytest.mark.skipif(not ops_cuda.LIBRARY.exists(), reason="the CUDA kernels are not built")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: addresses of host memory would be faults")
 def test_the_real_library_says_that_there_is_no_driver():

@@ -7,8 +7,8 @@ from records_data import make_dataset, make_rows
 from small_dense import SIZE, SmallDense, write_folder
 
 from fastich import variants
-from fastich.artifact import MANIFEST, ONNX_FILE, PRECISION_FILES, Thresholds, load_artifact
-from fastich.errors import ArtifactError, UsageError
+from fastich.artifact import MANIFEST, ONNX_FILE, PRECISION_FILES, Artifact, Thresholds, load_artifact
+from fastich.errors import ArtifactError, RecordError, UsageError
 from fastich.hu import to_record
 from fastich.labels import LABELS
 from fastich.models.folding import fold_batch_norm
@@ -140,6 +140,27 @@ def test_damaged_variant_is_refused_when_opened(folder: Path, records: Path) -> 
             open_session(folder, precision=precision)
 
 
+@pytest.mark.usefixtures("without_openvino")
+def test_a_kill_while_a_variant_is_made_again_leaves_a_model_that_opens(
+    folder: Path, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_variant(folder, load_artifact(folder), asked("int8", records))
+    named: list[set[str]] = []
+    write = variants.contract.write_manifest
+
+    def killed_before_the_last(where: Path, artifact: Artifact) -> None:
+        named.append(set(artifact.files))
+        if len(named) == 2:
+            raise KeyboardInterrupt
+        write(where, artifact)
+
+    monkeypatch.setattr(variants.contract, "write_manifest", killed_before_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        write_variant(folder, load_artifact(folder), asked("int8", records))
+    assert named == [{ONNX_FILE}, {ONNX_FILE, INT8}]
+    open_session(folder)
+
+
 def test_file_of_that_name_that_nobody_named_is_never_overwritten(folder: Path, records: Path) -> None:
     (folder / INT8).write_bytes(b"somebody's")
     with pytest.raises(UsageError, match=r"model\.int8\.onnx exists, but model\.json does not name it"):
@@ -264,6 +285,15 @@ def test_slice_of_an_adjacent_model_is_asked_with_its_neighbours(records: Path) 
     a, b, c = level.values()
     np.testing.assert_allclose(found[0][:, 0], [a, a, b], rtol=1e-5)
     np.testing.assert_allclose(found[1][:, 0], [b, c, c], rtol=1e-5)
+
+
+def test_neighbours_of_another_size_are_refused(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RecordReader(records) as reader:
+        rows = reader.rows("test")
+        whole = reader.hu
+        monkeypatch.setattr(reader, "hu", lambda row: whole(row)[: 20 if row == rows[0] else None])
+        with pytest.raises(RecordError, match=rf"slices beside row {rows[0]} are of another size than it, \(20, "):
+            list(variants.batches(reader, rows, adjacent=True))
 
 
 def test_slices_are_spread_over_the_split(records: Path) -> None:

@@ -2,7 +2,7 @@
 
 What a record becomes, mostly without being decoded, is told in ``planes.py``.
 
-Cost: the whole records are read once (the CRC covers them). At 256 px a half plane takes about 56 KB: 42 GB for the
+Cost: the whole records are read once (the CRC covers them), those of the sample that foresees the size twice. At 256 px a half plane takes about 56 KB: 42 GB for the
 752,803 slices of RSNA 2019.
 
 Shapes: M slices of the split, S side of a plane in pixels, B bytes.
@@ -133,11 +133,18 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     lines = (line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     available = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    return int(min(available, _group_free_bytes(Path("/sys/fs/cgroup"))))
+    return int(min(available, *map(_group_free_bytes, control_groups())))
+
+
+def control_groups(membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """The control group (version 2) that this process is in and those above it, at least ``mount`` itself."""
+    lines = membership.read_text(encoding="utf-8").splitlines() if membership.exists() else []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    return [mount / part for part in (Path(own), *Path(own).parents)] if own else [mount]
 
 
 def _group_free_bytes(group: Path) -> float:
-    """What the limit of a control group (version 2) leaves, file pages counted as free; infinite without a limit."""
+    """What the limit of a control group leaves, file pages counted as free; infinite without a limit."""
     try:
         limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())

@@ -21,7 +21,8 @@ FREE_ON_RESUME = frozenset(
     | {"compile", "cuda_graph", "profile"}
 )
 """What may change when a run goes on: where things are and what computes. Equal weights need equal threads on a CPU,
-where each takes a part of the batch through the network (``replicas.py``), and with ``augment`` an equal cache."""
+where each takes a part of the batch through the network (``replicas.py``), and an equal cache with ``augment`` or where
+it rounds (``loaders/planes.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
