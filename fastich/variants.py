@@ -163,8 +163,8 @@ def batches(reader: RecordReader, rows: NDArray[np.int64], *, adjacent: bool) ->
             planes = [reader.hu(one) for one in (before, row, after)]
             if len({hu.shape for hu in planes}) > 1:
                 raise RecordError(
-                    f"{reader.folder}: slices beside row {row} are of another size than it, {planes[1].shape}; leave the "
-                    "series out"
+                    f"{reader.folder}: slices beside row {row} are of another size than it, {planes[1].shape}; "
+                    "leave the series out"
                 )
             yield np.stack(planes)
     else:

@@ -2,8 +2,8 @@
 
 What a record becomes, mostly without being decoded, is told in ``planes.py``.
 
-Cost: the whole records are read once (the CRC covers them), those of the sample that foresees the size twice. At 256 px a half plane takes about 56 KB: 42 GB for the
-752,803 slices of RSNA 2019.
+Cost: the whole records are read once (the CRC covers them), those of the sample that foresees the size twice. At 256 px
+a half plane takes about 56 KB: 42 GB for the 752,803 slices of RSNA 2019.
 
 Shapes: M slices of the split, S side of a plane in pixels, B bytes.
 """
