@@ -153,8 +153,11 @@ def _turn(contender: Contender, seconds: float | None) -> dict[str, Any]:
     here, there = context.Pipe()
     with tempfile.TemporaryFile() as log:
         process = context.Process(target=_attend, args=(there, contender, seconds, log.fileno(), os.getpid()))
-        with without_main():
-            process.start()
+        try:
+            with without_main():
+                process.start()
+        except EOFError:  # something ended the process that contenders are forked from; the next turn starts another
+            return {"status": "failed", "why": "the clean process was ended from outside before its turn"}
         there.close()
         answer = _watch(here, process.pid or 0, contender, watched=seconds is None)
         process.join(0 if answer["status"] == "late" else 30)
