@@ -43,6 +43,7 @@ def measure(records: Path, device: str, seconds: float) -> dict[str, dict[str, A
 
 
 def _of(rate: Callable[[], float], unit: str, note: str = "") -> dict[str, Any]:
+    rate()  # warms up
     rates = [rate() for _ in range(3)]
     return {"value": median(rates), "lowest": min(rates), "highest": max(rates), "unit": unit, "note": note}
 
@@ -57,8 +58,7 @@ def _gemm(dtype: str, device: str, seconds: float) -> dict[str, Any]:
 
 
 def repeated(work: Callable[[], None], amount: float, seconds: float) -> float:
-    """``amount`` a second of ``work``, over at least ``seconds``, after one call to warm up."""
-    work()
+    """``amount`` a second of ``work``, over at least ``seconds``."""
     done, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         work()

@@ -9,6 +9,7 @@ Peak memory comes from a turn that is not timed: anonymous and shared memory (PS
 it starts, above that of the process when it began. Mapped files (records, libraries) are not counted.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import multiprocessing
@@ -18,7 +19,7 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +27,8 @@ from typing import IO, Any
 
 from memory import tree_bytes
 
-PRELOADED = ["__main__", "numpy", "pandas", "torch", "fastich.loaders", "fastich.records.writer"]
+PRELOADED = ["numpy", "pandas", "torch", "fastich.loaders", "fastich.records.writer"]
+"""What every contender finds imported: the interpreter that its memory is counted above."""
 TURN_LIMIT_S = 420.0
 """A contender that takes longer for one turn is ended and named."""
 WATCH_S = 0.03
@@ -133,6 +135,17 @@ def _with_turn(result: Result, answer: dict[str, Any]) -> Result:
     return dataclasses.replace(result, rates=(*result.rates, answer["rate"]))
 
 
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Hide the running script, or every process forked meanwhile would import it first, at seconds a turn."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _turn(contender: Contender, seconds: float | None) -> dict[str, Any]:
     """One turn in a process of its own; ``seconds`` None is the turn that checks and is watched for memory."""
     context = multiprocessing.get_context("forkserver")
@@ -140,7 +153,14 @@ def _turn(contender: Contender, seconds: float | None) -> dict[str, Any]:
     here, there = context.Pipe()
     with tempfile.TemporaryFile() as log:
         process = context.Process(target=_attend, args=(there, contender, seconds, log.fileno(), os.getpid()))
-        process.start()
+        try:
+            with without_main():
+                process.start()
+        except (
+            EOFError,
+            ConnectionError,
+        ):  # something ended the process that contenders are forked from; the next turn starts another
+            return {"status": "failed", "why": "the clean process was ended from outside before its turn"}
         there.close()
         answer = _watch(here, process.pid or 0, contender, watched=seconds is None)
         process.join(0 if answer["status"] == "late" else 30)
