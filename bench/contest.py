@@ -156,10 +156,8 @@ def _turn(contender: Contender, seconds: float | None) -> dict[str, Any]:
         try:
             with without_main():
                 process.start()
-        except (
-            EOFError,
-            ConnectionError,
-        ):  # something ended the process that contenders are forked from; the next turn starts another
+        except (EOFError, ConnectionError):
+            # Something ended the process that contenders are forked from; the next turn starts another.
             return {"status": "failed", "why": "the clean process was ended from outside before its turn"}
         there.close()
         answer = _watch(here, process.pid or 0, contender, watched=seconds is None)
