@@ -57,11 +57,11 @@ def section(rows: Sequence[Row], source: str) -> str:
     """What stands between the markers."""
     facts = rows[-1]
     machine, config = facts["host"], facts["config"]
-    where = machine.get("gpu") or f"{machine['num_cores']} cores of a {machine['cpu']}"
+    where = machine.get("gpu") or f"{machine['num_cores']} cores ({machine['cpu']})"
     parts = [
-        f"One run of `python bench/throughput.py` on {where}, kernels `{facts['ops']}`, commit `{facts['commit']}`, "
-        f"512 to {config['size']} px, three windows, median of {config['rounds']} interleaved rounds "
-        f"([rows](bench/results/{source}), [how to read them](bench/README.md)):"
+        f"`python bench/throughput.py` on {where}, the rows of a stage in one run, kernels `{facts['ops']}`, commit "
+        f"`{facts['commit']}`, 512 to {config['size']} px, three windows, median of {config['rounds']} interleaved "
+        f"rounds ([rows](bench/results/{source}), [how to read them](bench/README.md)):"
     ]
     timed = [row for row in rows if row["status"] != "ratio"]
     for stage in STAGES:

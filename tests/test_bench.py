@@ -348,7 +348,7 @@ def test_readme_section_is_made_from_the_last_run_only() -> None:
     new = row("load", "fastich native, half-first", 6000) | FACTS
     text = readme_table.section(readme_table.last_run([old, new]), "cpu.jsonl")
     assert "| fastich native, half-first | 6,000 | 6,000-6,000 | - | - |" in text
-    assert "2 cores of a a CPU" in text
+    assert "2 cores (a CPU)" in text
     assert "old" not in text
 
 
