@@ -88,7 +88,7 @@ def flags() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=1.0, help="least length of a turn, seconds (default: 1)")
     made.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: 5)")
     made.add_argument(
-        "--quick", action="store_true", help="fewer slices, rounds and variants: under two minutes in all"
+        "--quick", action="store_true", help="fewer slices, rounds and variants: about four minutes on two cores"
     )
     made.add_argument(
         "--work", type=Path, help="keep what is made here, and use it again (default: a temporary folder)"
