@@ -56,10 +56,10 @@ def test_what_the_device_cannot_do_is_refused(
 
 
 def test_what_the_device_can_do_is_let_through() -> None:
-    require_runnable("default", False, Precision(dtype=torch.float32, device=CPU))
-    require_runnable("max-autotune", False, Precision(dtype=torch.float32, device=CPU))
-    require_runnable("reduce-overhead", False, Precision(dtype=torch.float16, device=CUDA))
-    require_runnable("default", True, Precision(dtype=torch.bfloat16, device=CUDA))
+    assert require_runnable("default", False, Precision(dtype=torch.float32, device=CPU)) is None
+    assert require_runnable("max-autotune", False, Precision(dtype=torch.float32, device=CPU)) is None
+    assert require_runnable("reduce-overhead", False, Precision(dtype=torch.float16, device=CUDA)) is None
+    assert require_runnable("default", True, Precision(dtype=torch.bfloat16, device=CUDA)) is None
 
 
 @pytest.mark.parametrize(

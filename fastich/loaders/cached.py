@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastich import ops
@@ -76,12 +75,10 @@ def batches(source: Source, cache: Cache, epoch: int, start: int) -> Iterator[Ba
     """The batches of ``epoch`` from number ``start`` on; pinned where the config's device is ``cuda``."""
     config = source.config
     fused = ops.DecodeWindow(config.windows, config.size, layout=ops.HWC)
-    pin = config.device == "cuda"
 
     def make(step: Step) -> Batch:
         todo = plan(source, cache, epoch, step)
-        shape = (len(step.rows), config.size, config.size, config.num_channels)
-        images_NSSC = torch.empty(shape, pin_memory=True) if pin else source.buffers.take(shape)
+        images_NSSC = source.empty_images(len(step.rows))
         for item, slot in enumerate(todo.slots):
             matrix = None if todo.matrices is None else todo.matrices[item]
             gain, offset_hu = todo.intensity[item].tolist()
@@ -89,6 +86,6 @@ def batches(source: Source, cache: Cache, epoch: int, start: int) -> Iterator[Ba
                 cache.payload(int(slot)), cache.side, cache.side, "lbp", images_NSSC[item].data_ptr(),
                 matrix=matrix, gain=gain, offset_hu=offset_hu,
             )  # fmt: skip
-        return finished_batch(source, step, images_NSSC.permute(0, 3, 1, 2), pin=pin)
+        return finished_batch(source, step, images_NSSC.permute(0, 3, 1, 2), pin=config.device == "cuda")
 
     return ahead(make, source.order.steps(epoch, start), config.threads)

@@ -24,15 +24,13 @@ def batches(source: Source, epoch: int, start: int) -> Iterator[Batch]:
     """The batches of ``epoch`` from number ``start`` on; pinned where the config's device is ``cuda``."""
     config = source.config
     fused = ops.DecodeWindow(config.windows, config.size, layout=ops.HWC)
-    pin = config.device == "cuda"
 
     def make(step: Step) -> Batch:
-        shape = (len(step.rows), config.size, config.size, config.num_channels)
-        images_NSSC = torch.empty(shape, pin_memory=True) if pin else source.buffers.take(shape)
+        images_NSSC = source.empty_images(len(step.rows))
         augmentation = draw(config.seed, epoch, step.positions) if config.augment else None
         for item, row in enumerate(step.rows):
             _write(source, fused, int(row), images_NSSC[item], augmentation, item)
-        return finished_batch(source, step, images_NSSC.permute(0, 3, 1, 2), pin=pin)
+        return finished_batch(source, step, images_NSSC.permute(0, 3, 1, 2), pin=config.device == "cuda")
 
     return ahead(make, source.order.steps(epoch, start), config.threads)
 

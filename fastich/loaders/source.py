@@ -75,6 +75,11 @@ class Source:
         """``make(Work)`` of each step of ``epoch`` from number ``start`` on, made on threads, in order."""
         return ahead(lambda step: make(self._read(epoch, step)), self.order.steps(epoch, start), self.config.threads)
 
+    def empty_images(self, count: int) -> Tensor:
+        """Memory for the images of ``count`` slices, float32 [count, S, S, C]: pinned for ``cuda``, else used again."""
+        shape = (count, self.config.size, self.config.size, self.config.num_channels)
+        return torch.empty(shape, pin_memory=True) if self.config.device == "cuda" else self.buffers.take(shape)
+
     def label_tensor(self, step: Step) -> Tensor:
         """Labels of a step, float32 [N, 6]."""
         return torch.from_numpy(self.labels[step.rows].astype(np.float32))
