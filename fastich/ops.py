@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastich.errors import RecordError
 from fastich.records import codec
 from fastich.verb import say
-from fastich.windowing import IMAGENET_MEAN, IMAGENET_STD, Window
+from fastich.windowing import Window, imagenet
 
 RAW, LBP = 0, 1
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
@@ -52,11 +52,12 @@ class Windowing(ctypes.Structure):
     ) -> None:
         """Windows in HU, side in pixels, element type and layout; mean and std of each channel, or ImageNet's."""
         count = len(windows)
+        usual_mean, usual_std = imagenet(count)
         self.arrays = [
             np.asarray([window.center_hu - window.width_hu / 2 for window in windows], np.float32),
             np.asarray([window.width_hu for window in windows], np.float32),
-            np.asarray(mean or [IMAGENET_MEAN[c % 3] for c in range(count)], np.float32),
-            np.asarray(std or [IMAGENET_STD[c % 3] for c in range(count)], np.float32),
+            np.asarray(mean or usual_mean, np.float32),
+            np.asarray(std or usual_std, np.float32),
         ]
         super().__init__(size, count, *(array.ctypes.data for array in self.arrays), dtype, layout)
 

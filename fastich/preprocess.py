@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastich.hu import AIR_HU
-from fastich.windowing import DEFAULT_WINDOWS, IMAGENET_MEAN, IMAGENET_STD, Window
+from fastich.windowing import DEFAULT_WINDOWS, Window, imagenet
 
 NUM_ADJACENT = 3
 """Planes of adjacent mode: slices s-1, s, s+1."""
@@ -71,8 +71,9 @@ class Preprocess(nn.Module):
         used = windows[:1] * NUM_ADJACENT if adjacent else windows
         self._constant("low", [win.center_hu - win.width_hu / 2 for win in used])
         self._constant("width", [win.width_hu for win in used])
-        self._constant("mean", [IMAGENET_MEAN[c % 3] for c in range(len(used))])
-        self._constant("std", [IMAGENET_STD[c % 3] for c in range(len(used))])
+        mean, std = imagenet(len(used))
+        self._constant("mean", mean)
+        self._constant("std", std)
 
     def _constant(self, name: str, values: list[float]) -> None:
         self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)

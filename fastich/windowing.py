@@ -93,11 +93,14 @@ def window(hu: NDArray[np.floating] | HuArray, win: Window) -> NDArray[np.float3
     return np.clip(scaled, np.float32(0), np.float32(1))
 
 
+def imagenet(count: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each of ``count`` channels."""
+    return [IMAGENET_MEAN[c % 3] for c in range(count)], [IMAGENET_STD[c % 3] for c in range(count)]
+
+
 def normalise(channels_CSS: NDArray[np.float32]) -> NDArray[np.float32]:
     """Subtract the ImageNet mean and divide by its standard deviation, channel by channel."""
-    count = channels_CSS.shape[0]
-    mean = np.asarray([IMAGENET_MEAN[c % 3] for c in range(count)], dtype=np.float32)
-    std = np.asarray([IMAGENET_STD[c % 3] for c in range(count)], dtype=np.float32)
+    mean, std = (np.asarray(values, dtype=np.float32) for values in imagenet(channels_CSS.shape[0]))
     normalised: NDArray[np.float32] = (channels_CSS - mean[:, None, None]) / std[:, None, None]
     return normalised
 

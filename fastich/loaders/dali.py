@@ -23,7 +23,7 @@ from fastich.loaders.config import Batch, LoaderConfig
 from fastich.loaders.dali_feed import Feed, outputs, pipeline_options, stacked
 from fastich.loaders.order import Step
 from fastich.loaders.source import Source, ahead
-from fastich.windowing import IMAGENET_MEAN, IMAGENET_STD
+from fastich.windowing import imagenet
 
 OPERATOR = "fastich__DecodeWindow"
 
@@ -103,7 +103,7 @@ def _graph(config: LoaderConfig, codec: str, feed: Feed[Packed]) -> Any:
     """Payloads to images [S, S, C]."""
     on_gpu = config.device == "cuda"
     payload, *rest = fn.external_source(source=feed, num_outputs=len(feed.layouts), layout=feed.layouts)
-    count, operators = len(config.windows), cast(Any, fn).fastich
+    (mean, std), operators = imagenet(len(config.windows)), cast(Any, fn).fastich
     return operators.decode_window(
         payload.gpu() if on_gpu else payload,
         *rest,
@@ -111,8 +111,8 @@ def _graph(config: LoaderConfig, codec: str, feed: Feed[Packed]) -> Any:
         size=config.size,
         centers=[window.center_hu for window in config.windows],
         widths=[window.width_hu for window in config.windows],
-        mean=[IMAGENET_MEAN[c % 3] for c in range(count)],
-        std=[IMAGENET_STD[c % 3] for c in range(count)],
+        mean=mean,
+        std=std,
         layout="HWC",
         device="gpu" if on_gpu else "cpu",
     )
