@@ -78,6 +78,7 @@ class Artifact:
     """What model.json says; ``weights_sha256`` tells one trained network from another, ``size`` is in pixels.
 
     ``adjacent`` models see slices s-1, s, s+1 through ``windows[0]``: their input must be one series in slice order.
+    ``study`` describes study.onnx (``study_contract.StudyPart``); None without one, and in folders older than it.
     """
 
     windows: tuple[Window, ...]
@@ -92,6 +93,7 @@ class Artifact:
     metrics: Mapping[str, Any] | None = None
     leakage_certificate: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    study: Mapping[str, Any] | None = None
     files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -124,6 +126,7 @@ def to_document(artifact: Artifact) -> dict[str, Any]:
         "leakage_certificate": plain["leakage_certificate"],
         "metrics": plain["metrics"],
         "parity": dict(sorted(plain["parity"].items())),
+        "study": plain["study"],
         "files": dict(sorted(plain["files"].items())),
         "versions": plain["versions"],
     }
@@ -187,6 +190,7 @@ def _from_document(document: dict[str, Any]) -> Artifact:
         metrics=document["metrics"],
         leakage_certificate=document["leakage_certificate"],
         parity=document["parity"],
+        study=document.get("study"),
         files={name: _file_entry(name, entry) for name, entry in document["files"].items()},
         versions=document["versions"],
     )
