@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fastich", "types"),
     ("errors", "hu", "labels", "files"),
     ("windowing", "geometry", "verb"),
-    ("records.codec", "records.format", "decode_worker", "metrics", "artifact"),
+    ("records.codec", "records.format", "decode_worker", "metrics", "artifact", "study_contract"),
     (
         "ops",
         "ops_cuda",
@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
-    ("checkpoint", "inspect", "pack", "verify", "score", "parity", "quantize"),
+    ("checkpoint", "inspect", "pack", "verify", "study_rule", "score", "parity", "quantize"),
     ("training", "variants"),
     ("train", "evaluate", "export"),
     ("demo", "cli"),
@@ -47,7 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "nvidia": ("loaders.dali", "loaders.dali_stock"),
     "onnxruntime": ("serve.session", "export", "quantize"),
     "openvino": ("serve.openvino_backend",),
-    "onnx": ("models.onnx_graph", "export", "quantize"),
+    "onnx": ("models.onnx_graph", "models.study_onnx", "export", "quantize"),
     "torch": ("preprocess", "models", "loaders", "checkpoint", "training", "train", "evaluate", "export"),
     "torchvision": ("models", "train", "training"),
     "sklearn": ("metrics",),
@@ -167,7 +167,10 @@ def test_no_import_hides_inside_a_function() -> None:
 SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklearn", "matplotlib")
 
 
-@pytest.mark.parametrize("module", ["fastich.serve", "fastich.serve.session", "fastich.score", "fastich.dicom"])
+@pytest.mark.parametrize(
+    "module",
+    ["fastich.serve", "fastich.serve.session", "fastich.serve.study_session", "fastich.score", "fastich.dicom"],
+)
 def test_serving_loads_no_training_code(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {SERVING_MUST_NOT_LOAD!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from toy_study import sequence_model
 
 from fastich.artifact import has_external_data
 from fastich.errors import ArtifactError
@@ -21,14 +22,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 NAN = float("nan")
 
 
-def model(variant: str, channels: int = CHANNELS) -> SequenceModel:
-    """A sequence model whose heads say something."""
-    torch.manual_seed(3)
-    made = SequenceModel(channels, variant=variant, projection_size=16, hidden_size=12).eval()
-    for name, value in made.named_parameters():
-        if "head" in name or "norm" in name:
-            torch.nn.init.normal_(value, 0.1, 0.3)
-    return made
+def model(variant: str) -> SequenceModel:
+    return sequence_model(CHANNELS, variant)
 
 
 def study(length: int, channels: int = CHANNELS, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
