@@ -1,5 +1,7 @@
 """A trained network becomes one folder that crosses to serving: model.onnx and/or model.ts, and model.json last.
 
+A model card, for people, stands beside them.
+
 Each file takes HU and does the preprocessing itself. Nothing is written until the file, run by its own engine on
 real-looking HU, agrees with the network behind the numpy preprocessing. The same command gives the same bytes, and no
 path of this machine is in them. ONNX takes about 15 s of one core and TorchScript 3 s; then each form of the model runs
@@ -26,6 +28,7 @@ from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, 
 from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import ArtifactError, UsageError
 from fastich.files import atomic_path
+from fastich.model_card import publish
 from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import OPSET, onnx_bytes
 from fastich.models.serving import Front, ServingModel, example
@@ -44,8 +47,11 @@ EVALUATION_KEYS = (
     "num_studies",
     "num_patients",
     "prevalence",
+    "num_positive",
     "auc",
     "average_precision",
+    "sensitivity",
+    "specificity",
     "log_loss",
     "intervals",
     "study_any",
@@ -124,7 +130,7 @@ def export(config: ExportConfig, name: str) -> Artifact:
     )
     with atomic_path(config.out / name) as temporary:
         temporary.write_bytes(content)
-    contract.write_manifest(config.out, finished)
+    publish(config.out, finished)
     return finished
 
 

@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
-    ("checkpoint", "inspect", "pack", "verify", "study_rule", "score", "parity", "quantize"),
+    ("checkpoint", "inspect", "pack", "verify", "study_rule", "score", "model_card", "parity", "quantize"),
     ("training", "variants"),
     ("train", "evaluate", "export"),
     ("demo", "cli"),

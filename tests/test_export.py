@@ -39,6 +39,7 @@ from fastich.export import (
     weights_sha256,
 )
 from fastich.labels import LABELS, enforce_any
+from fastich.model_card import HTML_FILE, MARKDOWN_FILE
 from fastich.models.densenet import build_model
 from fastich.models.serving import Front, ServingModel, class_maps
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
@@ -52,6 +53,7 @@ SIZE = 64
 LOGIT_TOLERANCE = 3e-3
 """Logits here span -4 to 4; this random network enlarges float32 rounding by 100; another window moves them by 1."""
 PROJECT = Path(__file__).resolve().parents[1]
+CARDS = (MARKDOWN_FILE, HTML_FILE)
 SHAPES = [(1, 64, 64), (3, 100, 70), (2, 61, 512), (5, 128, 128)]
 
 
@@ -162,7 +164,7 @@ def test_file_is_self_contained(folder: Path) -> None:
     content = (folder / ONNX_FILE).read_bytes()
     assert not has_external_data(content)
     assert len(content) > 28_000_000
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, ONNX_FILE, TORCHSCRIPT_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, *CARDS, ONNX_FILE, TORCHSCRIPT_FILE])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
