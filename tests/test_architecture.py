@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "loaders", "packing", "phantom", "report", "serve"),
     ("checkpoint", "inspect", "pack", "verify", "score", "parity", "quantize"),
     ("training", "variants"),
-    ("train", "evaluate", "export"),
+    ("train", "evaluate", "export", "steps"),
     ("demo", "cli"),
 )
 
