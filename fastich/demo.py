@@ -19,7 +19,7 @@ from fastich.errors import FastichError, UsageError
 from fastich.files import write_json
 from fastich.labels import LABELS
 from fastich.steps import clear, step
-from fastich.verb import add_config_flags, config_from_args, option, parser, run, say
+from fastich.verb import add_config_flags, config_from_args, option, parser, run
 
 
 @dataclass(frozen=True, kw_only=True)
