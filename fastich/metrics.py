@@ -260,6 +260,54 @@ def bootstrap_intervals(
     return out
 
 
+def report_intervals(
+    labels: ArrayLike,
+    probability: ArrayLike,
+    patients: ArrayLike,
+    *,
+    thresholds: ArrayLike = DEFAULT_THRESHOLD,
+    num_resamples: int = 1000,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, dict[str, Interval | None]]:
+    """Percentile intervals of ``classification_report``'s precision, recall and F1, by resampling patients [N].
+
+    Returns the rows of the six labels, ``micro avg``, ``macro avg`` and ``weighted avg``, each ``{"precision",
+    "recall", "f1-score": Interval | None}``. A resample without a positive of a label is left out of that label's
+    recall and F1, and of the macro average; precision is 0 where nothing is called, as in the report.
+    """
+    truth, scores = _checked(labels, probability)
+    names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    counts_RP = resample_counts(len(names), num_resamples, seed)
+    said = decide(scores, thresholds)
+    hits_RK, said_RK, real_RK = (
+        counts_RP @ _sums_by_patient(values, of_slice, len(names)) for values in (truth & said, said, truth)
+    )
+    rates = _rates(hits_RK, said_RK, real_RK)
+    rows = {label: {name: values[:, i] for name, values in rates.items()} for i, label in enumerate(LABELS)}
+    whole = _rates(*(part.sum(axis=1) for part in (hits_RK, said_RK, real_RK)))
+    share_RK = real_RK / np.maximum(real_RK.sum(axis=1, keepdims=True), 1.0)
+    rows["micro avg"] = whole
+    rows["macro avg"] = {name: values.mean(axis=1) for name, values in rates.items()}
+    rows["weighted avg"] = {name: (np.nan_to_num(values) * share_RK).sum(axis=1) for name, values in rates.items()}
+    return {row: {name: percentile_interval(of, level) for name, of in found.items()} for row, found in rows.items()}
+
+
+def _sums_by_patient(values: NDArray[np.bool_], of_slice: NDArray[np.intp], num_patients: int) -> Floats:
+    """Sums [P, 6] of ``values`` [N, 6] over the slices of each patient."""
+    columns = [np.bincount(of_slice, weights=column, minlength=num_patients) for column in values.T.astype(np.float64)]
+    return np.stack(columns, axis=1)
+
+
+def _rates(hits: Floats, said: Floats, real: Floats) -> dict[str, Floats]:
+    """Precision, recall and F1 from counts of any one shape; NaN where nothing is there to be found."""
+    return {
+        "precision": hits / np.maximum(said, 1.0),
+        "recall": np.where(real > 0, hits / np.maximum(real, 1.0), np.nan),
+        "f1-score": np.where(real > 0, 2 * hits / np.maximum(said + real, 1.0), np.nan),
+    }
+
+
 def resample_counts(num_patients: int, num_resamples: int, seed: int) -> Floats:
     """How often each patient is drawn, float64 [R, P]; every row sums to P."""
     rng = np.random.default_rng([seed, num_patients])

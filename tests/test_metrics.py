@@ -174,6 +174,33 @@ def test_sensitivity_intervals_are_at_the_given_thresholds() -> None:
         assert interval.high - interval.low < 0.3
 
 
+def test_report_intervals_are_those_of_the_report_on_resampled_patients() -> None:
+    truth, scores, patients = made_up(240)
+    names = [f"{patient:02d}" for patient in patients]  # sorted as text
+    found = metrics.report_intervals(truth, scores, names, thresholds=0.4, num_resamples=60, seed=3)
+    counts = metrics.resample_counts(20, 60, 3).astype(int)
+    samples = []
+    for drawn in counts:
+        rows = np.concatenate([np.tile(np.flatnonzero(patients == p), times) for p, times in enumerate(drawn)])
+        samples.append(metrics.classification_report(truth[rows], scores[rows], 0.4))
+    for row in (*LABELS, "micro avg", "macro avg", "weighted avg"):
+        for name in ("precision", "recall", "f1-score"):
+            low, high = np.quantile([sample[row][name] for sample in samples], [0.025, 0.975])
+            interval = found[row][name]
+            assert interval is not None
+            assert (interval.low, interval.high) == pytest.approx((low, high)), (row, name)
+
+
+def test_report_intervals_of_a_label_without_positives_are_undefined() -> None:
+    truth, scores, patients = made_up()
+    truth[:, 0] = 0
+    found = metrics.report_intervals(truth, scores, patients, num_resamples=20)
+    assert found[LABELS[0]]["recall"] is None
+    assert found[LABELS[0]]["f1-score"] is None
+    assert found["macro avg"]["recall"] is None
+    assert found["any"]["recall"] is not None
+
+
 def test_slice_summary_gives_what_an_epoch_logs() -> None:
     truth, scores, _ = made_up()
     truth[:, 0] = 0
