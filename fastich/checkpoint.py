@@ -110,6 +110,21 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path=path, meta=meta, tensors=tensors)
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, without reading its tensors.
+
+    Raises:
+        CheckpointError: it is missing, not ours, or of another format version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse_header(path, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: missing or not a safetensors file ({error}); train first, or name another run folder"
+        ) from error
+
+
 def tensors_sha256(tensors: Tensors) -> str:
     """Hex SHA-256 of the names and bytes of CPU tensors, in order of their names (0.1 s for the network)."""
     digest = hashlib.sha256()

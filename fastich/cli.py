@@ -14,6 +14,7 @@ VERBS = {
     "phantom": "write synthetic head CT studies with all five bleeds as DICOM",
     "pack": "DICOM files and labels to lossless records",
     "verify": "check every byte, index row and split of a records folder",
+    "leakage": "patients, studies and images that two splits or two data sets share",
     "train": "train a network on records",
     "evaluate": "judge a trained network on held-out patients, with a report",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",

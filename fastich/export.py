@@ -26,6 +26,7 @@ from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, 
 from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import ArtifactError, UsageError
 from fastich.files import atomic_path
+from fastich.leakage_sides import CERTIFICATE_KEY
 from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import OPSET, onnx_bytes
 from fastich.models.serving import Front, ServingModel, example
@@ -171,6 +172,7 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str) -> Artifact:
         dataset_sha256=loaded.dataset_sha256,
         epoch=loaded.epoch,
         config=shipped_config(loaded.config),
+        leakage_certificate=loaded.meta.get(CERTIFICATE_KEY),
     )
     if (config.out / MANIFEST).exists():
         base = _same_network(config.out, base)

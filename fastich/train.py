@@ -17,6 +17,7 @@ from fastich import ops, verb
 from fastich.errors import FastichError
 from fastich.files import write_json
 from fastich.labels import UNKNOWN
+from fastich.leakage import certify, require_clean
 from fastich.loaders import Loader, open_loader
 from fastich.models.densenet import build_model
 from fastich.training import curves, history
@@ -58,7 +59,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         val_loader, train_loader = (_open(stack, config, split, device) for split in ("val", "train"))
         profile = stack.enter_context(contextlib.closing(Profile(config.out, device, enabled=config.profile)))
         learner = stack.enter_context(contextlib.closing(start_learner(config, precision, replicas, profile.span)))
-        folder = RunFolder(path=config.out, config=config, dataset_sha256=train_loader.reader.dataset_sha256)
+        reader = train_loader.reader
+        folder = RunFolder(
+            path=config.out,
+            config=config,
+            dataset_sha256=reader.dataset_sha256,
+            leakage_certificate=require_clean(certify(reader), config.records, allow=config.allow_leakage),
+        )
         position, seen = folder.restore(learner)
         board = (
             stack.enter_context(contextlib.closing(Board(config.out, position.epoch))) if config.tensorboard else None

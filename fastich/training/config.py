@@ -18,7 +18,7 @@ SMALLEST_SIZE = 32
 
 FREE_ON_RESUME = frozenset(
     {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "cache", "device"}
-    | {"compile", "cuda_graph", "profile"}
+    | {"compile", "cuda_graph", "profile", "allow_leakage"}
 )
 """What may change when a run goes on: where things are and what computes. Equal weights need equal threads on a CPU,
 where each takes a part of the batch through the network (``replicas.py``), and an equal cache with ``augment`` or where
@@ -53,6 +53,7 @@ class TrainConfig:
     checkpoint_steps: int = option(0, "also save a checkpoint every this many steps (0: at the end of an epoch only)")
     threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
     seed: int = option(0, "seed of weights, order, augmentation and dropout")
+    allow_leakage: bool = option(False, "train although patients or images stand in two splits")
     tensorboard: bool = option(False, "also write OUT/tensorboard (needs the tensorboard package)")
 
     def __post_init__(self) -> None:

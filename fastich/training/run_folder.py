@@ -31,6 +31,7 @@ class RunFolder:
     path: Path
     config: TrainConfig
     dataset_sha256: str
+    leakage_certificate: dict[str, Any]
 
     @property
     def last(self) -> Path:
@@ -64,6 +65,7 @@ class RunFolder:
             "config": self.config.resolved(),
             "input": self.config.network_input(),
             "dataset_sha256": self.dataset_sha256,
+            "leakage_certificate": self.leakage_certificate,
             "best_loss": position.stopping.best_loss,
             "best_epoch": position.stopping.best_epoch,
             "amp": learner.precision.name,
