@@ -134,6 +134,15 @@ def tensors_sha256(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Identity of a network: hex SHA-256 over names and little-endian bytes of its tensors."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _parse_header(path: Path, header: dict[str, str]) -> dict[str, Any]:
     if HEADER_KEY not in header:
         raise CheckpointError(f"{path}: not a fastich checkpoint: its header has no {HEADER_KEY!r} entry")

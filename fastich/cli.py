@@ -16,6 +16,7 @@ VERBS = {
     "verify": "check every byte, index row and split of a records folder",
     "leakage": "patients, studies and images that two splits or two data sets share",
     "train": "train a network on records",
+    "train_study": "train the sequence model: what a CNN says of each slice -> what the study says",
     "evaluate": "judge a trained network on held-out patients, with a report",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "score": "score DICOM files, folders or studies with an exported model",
@@ -28,7 +29,7 @@ MODULES = {"phantom": "fastich.phantom.__main__"}
 
 def usage() -> str:
     """The help text: one line a verb."""
-    lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:<11} {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [f"fastich {__version__}: intracranial hemorrhage on head CT", "usage: fastich <verb> [--help] ...", *lines]
     )

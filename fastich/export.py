@@ -23,7 +23,7 @@ import fastich
 from fastich import artifact as contract
 from fastich import labels as label_rules
 from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
-from fastich.checkpoint import LoadedRun, load_run
+from fastich.checkpoint import LoadedRun, load_run, weights_sha256
 from fastich.errors import ArtifactError, UsageError
 from fastich.files import atomic_path
 from fastich.leakage_sides import CERTIFICATE_KEY
@@ -235,15 +235,6 @@ def shipped_config(config: dict[str, Any]) -> dict[str, Any]:
     """A training config without the paths of the machine that it ran on (a weights file keeps its bare name)."""
     kept = {key: value for key, value in config.items() if key not in PATHS_IN_CONFIG}
     return kept | ({"weights": Path(kept["weights"]).name} if "weights" in kept else {})
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Identity of a network: hex SHA-256 over names and little-endian bytes of its tensors."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, Any]:

@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "loaders", "packing", "phantom", "report", "serve"),
     (
         "checkpoint",
+        "embeddings",
         "inspect",
         "pack",
         "verify",
@@ -46,7 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "leakage",
     ),
     ("training", "variants"),
-    ("train", "evaluate", "export", "steps"),
+    ("train", "train_study", "study_run", "evaluate", "export", "steps"),
     ("demo", "cli"),
 )
 
@@ -60,7 +61,18 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("serve.session", "export", "quantize"),
     "openvino": ("serve.openvino_backend",),
     "onnx": ("models.onnx_graph", "export", "quantize"),
-    "torch": ("preprocess", "models", "loaders", "checkpoint", "training", "train", "evaluate", "export"),
+    "torch": (
+        "preprocess",
+        "models",
+        "loaders",
+        "checkpoint",
+        "training",
+        "train",
+        "train_study",
+        "study_run",
+        "evaluate",
+        "export",
+    ),
     "torchvision": ("models", "train", "training"),
     "sklearn": ("metrics",),
     "google_crc32c": ("records",),

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastich.models.densenet import DenseNet121Classifier
 from fastich.training.precision import Precision
 from fastich.training.profiling import Span, no_span
 
@@ -28,7 +27,7 @@ FEWEST_SLICES = 4
 class Replicas:
     """One network on ``count`` threads; ``model`` keeps the weights, the gradients and the statistics."""
 
-    def __init__(self, model: DenseNet121Classifier, count: int, precision: Precision, span: Span = no_span) -> None:
+    def __init__(self, model: nn.Module, count: int, precision: Precision, span: Span = no_span) -> None:
         """Copy the network's structure, share its weights and start the threads; ``span`` times them."""
         self._precision, self._span = precision, span
         self._models = [model, *(_sharing(model) for _ in range(count - 1))]
@@ -92,7 +91,7 @@ class Replicas:
         return loss.detach(), logits.detach()
 
 
-def _sharing(model: DenseNet121Classifier) -> DenseNet121Classifier:
+def _sharing(model: nn.Module) -> nn.Module:
     """A copy that looks at the very weights of ``model`` but has gradients and batch statistics of its own."""
     made = copy.deepcopy(model)
     for own, shared in zip(made.parameters(), model.parameters(), strict=True):
@@ -105,7 +104,7 @@ def _statistics(model: nn.Module) -> list[torch.Tensor]:
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
-def _add_gradients(models: list[DenseNet121Classifier]) -> None:
+def _add_gradients(models: list[nn.Module]) -> None:
     gradients = [[parameter.grad for parameter in model.parameters() if parameter.grad is not None] for model in models]
     for more in gradients[1:]:
         torch._foreach_add_(gradients[0], more)
