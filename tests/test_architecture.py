@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fastich", "types"),
     ("errors", "hu", "labels", "files"),
     ("windowing", "geometry", "verb"),
-    ("records.codec", "records.format", "decode_worker", "metrics", "artifact"),
+    ("records.codec", "records.format", "decode_worker", "metrics", "conformal", "artifact"),
     (
         "ops",
         "ops_cuda",
