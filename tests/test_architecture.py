@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fastich", "types"),
     ("errors", "hu", "labels", "files"),
     ("windowing", "geometry", "verb"),
-    ("records.codec", "records.format", "decode_worker", "metrics", "artifact"),
+    ("records.codec", "records.format", "decode_worker", "metrics", "conformal", "artifact"),
     (
         "ops",
         "ops_cuda",
@@ -31,6 +31,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "splits",
         "fingerprints",
         "preprocess",
+        "calibration",
+        "calibration_fit",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
     (
@@ -74,7 +76,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "export",
     ),
     "torchvision": ("models", "train", "training"),
-    "sklearn": ("metrics",),
+    "sklearn": ("metrics", "calibration_fit"),
     "google_crc32c": ("records",),
     "pyarrow": ("records", "rsna", "packing"),
     "safetensors": ("checkpoint", "models", "train"),
