@@ -4,7 +4,7 @@
 random generators, the partial epoch); ``best.safetensors`` the network only (28 MB). safetensors cannot run code when
 it is loaded. Both are replaced whole (written aside, fsynced, renamed), so a kill leaves the previous one.
 
-Tensor names: ``model.*``, ``optimizer.<moment>.*``, ``rng.*``, ``partial.*``. The header holds one JSON text.
+Tensor names: ``model.*``, ``ema.*``, ``optimizer.<moment>.*``, ``rng.*``, ``partial.*``. The header is one JSON text.
 """
 
 import hashlib
@@ -27,6 +27,8 @@ HEADER_KEY = "fastich"
 FOLDER = "checkpoints"
 BEST = f"{FOLDER}/best.safetensors"
 LAST = f"{FOLDER}/last.safetensors"
+AVERAGE_PREFIX = "ema."
+"""Of the moving average in the last checkpoint, where a run keeps one; in the best one the network is that average."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -214,7 +216,8 @@ def load_run(run: Path, which: str = "best") -> LoadedRun:
         raise CheckpointError(f"{run}: no such run folder; expected the --out folder of python -m fastich.train")
     checkpoint = load(run / {"best": BEST, "last": LAST}[which])
     model = DenseNet121Classifier()
-    restore_model(model, checkpoint)
+    judged = checkpoint.part(MODEL_PREFIX) | checkpoint.part(AVERAGE_PREFIX)  # the average, where there is one
+    load_exactly(model, judged, source=str(checkpoint.path))
     to_channels_last(model).eval()
     inputs = checkpoint.meta["input"]
     return LoadedRun(
