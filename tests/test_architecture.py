@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fastich", "types"),
     ("errors", "hu", "labels", "files"),
     ("windowing", "geometry", "verb"),
-    ("records.codec", "records.format", "decode_worker", "metrics", "conformal", "artifact"),
+    ("records.codec", "records.format", "decode_worker", "metrics", "operating_points", "conformal", "artifact"),
     (
         "ops",
         "ops_cuda",
@@ -76,7 +76,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "export",
     ),
     "torchvision": ("models", "train", "training"),
-    "sklearn": ("metrics", "calibration_fit"),
+    "sklearn": ("metrics", "operating_points", "calibration_fit"),
     "google_crc32c": ("records",),
     "pyarrow": ("records", "rsna", "packing"),
     "safetensors": ("checkpoint", "models", "train"),

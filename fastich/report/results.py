@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import metrics
+from fastich import metrics, operating_points
 from fastich.labels import LABELS
 from fastich.metrics import Interval
 
@@ -35,8 +35,8 @@ def choose_on_validation(validation: pd.DataFrame) -> dict[str, Any]:
     return {
         "rule": THRESHOLD_RULE,
         "split": "val",
-        "thresholds": by_label(metrics.choose_thresholds(truth, scores, THRESHOLD_RULE)),
-        "fallback_labels": list(metrics.labels_without_positive(truth)),
+        "thresholds": by_label(operating_points.choose(truth, scores, THRESHOLD_RULE)),
+        "fallback_labels": list(operating_points.fallback_labels(truth, THRESHOLD_RULE)),
     }
 
 
