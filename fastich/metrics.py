@@ -243,7 +243,7 @@ def report_intervals(
     "recall", "f1-score": Interval | None}``. A resample without a positive of a label is left out of that label's
     recall and F1, and of the macro average; precision is 0 where nothing is called, as in the report.
     """
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
     counts_RP = resample_counts(len(names), num_resamples, seed)
     said = decide(scores, thresholds)
