@@ -119,7 +119,7 @@ def test_separable_and_few_positives_stay_finite_by_platts_targets() -> None:
     labels = (logit > 0).astype(int)
     highest = {method: fit(logit, labels, method).probability(logit).max() for method in FITTED}
     assert highest["isotonic"] == pytest.approx(3 / 4)
-    assert highest["platt"] == pytest.approx(3 / 4, abs=0.05)
+    assert highest["platt"] == pytest.approx(3 / 4, abs=0.06)
     assert 0.9 < highest["temperature"] < 0.99  # its one constant follows the 98 negatives
 
 
