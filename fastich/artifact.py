@@ -78,6 +78,7 @@ class Artifact:
     """What model.json says; ``weights_sha256`` tells one trained network from another, ``size`` is in pixels.
 
     ``adjacent`` models see slices s-1, s, s+1 through ``windows[0]``: their input must be one series in slice order.
+    ``calibration`` is a document of ``calibration.py``, which the graph computes; ``triage`` one of ``conformal.py``.
     ``study`` describes study.onnx (``study_contract.StudyPart``); None without one, and in folders older than it.
     """
 
@@ -90,6 +91,7 @@ class Artifact:
     config: Mapping[str, Any]
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(NOT_CALIBRATED))
+    triage: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] | None = None
     leakage_certificate: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -122,6 +124,7 @@ def to_document(artifact: Artifact) -> dict[str, Any]:
             "values": dict(zip(LABELS, artifact.thresholds.values, strict=True)),
         },
         "calibration": plain["calibration"],
+        "triage": plain["triage"],
         "training": {key: plain[key] for key in ("weights_sha256", "dataset_sha256", "epoch", "config")},
         "leakage_certificate": plain["leakage_certificate"],
         "metrics": plain["metrics"],
@@ -187,6 +190,7 @@ def _from_document(document: dict[str, Any]) -> Artifact:
         config=training["config"],
         thresholds=parse_thresholds(document["thresholds"]["values"], str(document["thresholds"]["rule"])),
         calibration=document["calibration"],
+        triage=document.get("triage"),  # model.json of before there was one has none
         metrics=document["metrics"],
         leakage_certificate=document["leakage_certificate"],
         parity=document["parity"],

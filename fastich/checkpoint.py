@@ -4,7 +4,7 @@
 random generators, the partial epoch); ``best.safetensors`` the network only (28 MB). safetensors cannot run code when
 it is loaded. Both are replaced whole (written aside, fsynced, renamed), so a kill leaves the previous one.
 
-Tensor names: ``model.*``, ``optimizer.<moment>.*``, ``rng.*``, ``partial.*``. The header holds one JSON text.
+Tensor names: ``model.*``, ``ema.*``, ``optimizer.<moment>.*``, ``rng.*``, ``partial.*``. The header is one JSON text.
 """
 
 import hashlib
@@ -27,6 +27,8 @@ HEADER_KEY = "fastich"
 FOLDER = "checkpoints"
 BEST = f"{FOLDER}/best.safetensors"
 LAST = f"{FOLDER}/last.safetensors"
+AVERAGE_PREFIX = "ema."
+"""Of the moving average in the last checkpoint, where a run keeps one; in the best one the network is that average."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -110,12 +112,36 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path=path, meta=meta, tensors=tensors)
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, without reading its tensors.
+
+    Raises:
+        CheckpointError: it is missing, not ours, or of another format version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse_header(path, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: missing or not a safetensors file ({error}); train first, or name another run folder"
+        ) from error
+
+
 def tensors_sha256(tensors: Tensors) -> str:
     """Hex SHA-256 of the names and bytes of CPU tensors, in order of their names (0.1 s for the network)."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(key.encode())
         digest.update(tensors[key].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Identity of a network: hex SHA-256 over names and little-endian bytes of its tensors."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -190,7 +216,8 @@ def load_run(run: Path, which: str = "best") -> LoadedRun:
         raise CheckpointError(f"{run}: no such run folder; expected the --out folder of python -m fastich.train")
     checkpoint = load(run / {"best": BEST, "last": LAST}[which])
     model = DenseNet121Classifier()
-    restore_model(model, checkpoint)
+    judged = checkpoint.part(MODEL_PREFIX) | checkpoint.part(AVERAGE_PREFIX)  # the average, where there is one
+    load_exactly(model, judged, source=str(checkpoint.path))
     to_channels_last(model).eval()
     inputs = checkpoint.meta["input"]
     return LoadedRun(

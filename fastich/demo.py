@@ -8,9 +8,6 @@ On two CPU cores it takes about six minutes, most of it training.
 import argparse
 import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,8 @@ import pandas as pd
 from fastich.errors import FastichError, UsageError
 from fastich.files import write_json
 from fastich.labels import LABELS
-from fastich.verb import add_config_flags, config_from_args, option, parser, run, say
+from fastich.steps import clear, step
+from fastich.verb import add_config_flags, config_from_args, option, parser, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +57,10 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     started = time.monotonic()
     out = config.out
     _check_input(config)
-    _clear(out)
+    clear(out, "demo")
     seconds: dict[str, float] = {}
     if config.dicom is None or config.labels is None:
-        seconds["phantom"] = _step(
+        seconds["phantom"] = step(
             "phantom", "--out", out / "dicom", "--studies", config.studies, "--seed", config.seed,
             "--workers", config.workers,
         )  # fmt: skip
@@ -70,15 +68,15 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     else:
         dicom, labels = config.dicom, config.labels
     records, run_folder, model = out / "records", out / "run", out / "model"
-    seconds["pack"] = _step(
+    seconds["pack"] = step(
         "pack", "--dicom", dicom, "--labels", labels, "--out", records, "--size", config.size, "--seed", config.seed,
         "--workers", config.workers,
     )  # fmt: skip
-    _step("verify", records)
+    step("verify", records)
     seconds["train"] = _train(config, records, run_folder)
-    seconds["evaluate"] = _step("evaluate", "--run", run_folder, "--records", records, "--out", out / "evaluation")
+    seconds["evaluate"] = step("evaluate", "--run", run_folder, "--records", records, "--out", out / "evaluation")
     chosen = ("--run", run_folder, "--out", model, "--evaluation", out / "evaluation", "--records", records)
-    seconds["export"] = _step("export", *chosen)
+    seconds["export"] = step("export", *chosen)
     seconds["score"] = _score(config, dicom, records, model, out / "scores.json")
     summary = _summary(config, seconds, time.monotonic() - started)
     write_json(out / "summary.json", summary)
@@ -86,16 +84,6 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     print(f"report:  {(out / 'evaluation' / 'report.html').resolve()}")
     print(f"summary: {(out / 'summary.json').resolve()}")
     return summary
-
-
-def _clear(out: Path) -> None:
-    """Start from an empty folder, but delete only what a demo made."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / ".fastich-demo").exists():
-            raise UsageError(f"{out} exists and was not made by the demo; choose another --out")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / ".fastich-demo").touch()
 
 
 def _check_input(config: DemoConfig) -> None:
@@ -110,7 +98,7 @@ def _check_input(config: DemoConfig) -> None:
 
 
 def _train(config: DemoConfig, records: Path, run_folder: Path) -> float:
-    return _step(
+    return step(
         "train", "--records", records, "--out", run_folder, "--weights", "none", "--size", config.size,
         "--epochs", config.epochs, "--batch-size", config.batch_size, "--schedule", "one-cycle", "--lr", "2e-3",
         "--amp", "--augment", "--seed", config.seed,
@@ -124,30 +112,8 @@ def _score(config: DemoConfig, dicom: Path, records: Path, model: Path, target: 
     studies = held_out["study_uid"].drop_duplicates().head(config.max_scored)
     files = [dicom / source for source in held_out[held_out["study_uid"].isin(studies)]["source"].drop_duplicates()]
     with target.open("w", encoding="utf-8") as output:
-        return _run(
-            [sys.executable, "-m", "fastich.score", "--model", str(model), "--json", *map(str, files)],
-            shown=f"python -m fastich.score --model {model} --json  ({len(files)} held-out files)",
-            stdout=output,
-        )
-
-
-def _step(verb: str, *arguments: object) -> float:
-    words = [str(word) for word in arguments]
-    return _run([sys.executable, "-m", f"fastich.{verb}", *words], shown=f"python -m fastich.{verb} {' '.join(words)}")
-
-
-def _run(command: list[str], *, shown: str, stdout: Any = None) -> float:
-    """Run one command, its progress on this terminal; the seconds it took.
-
-    Raises:
-        FastichError: it failed; it has said why on stderr.
-    """
-    say(f"$ {shown}")
-    started = time.monotonic()
-    status = subprocess.run(command, stdout=stdout, check=False).returncode
-    if status:
-        raise FastichError(f"the demo stops here: {shown.split('  ')[0]} ended with status {status} (see above)")
-    return time.monotonic() - started
+        shown = f"python -m fastich.score --model {model} --json  ({len(files)} held-out files)"
+        return step("score", "--model", model, "--json", *files, shown=shown, stdout=output)
 
 
 def _read(path: Path) -> Any:

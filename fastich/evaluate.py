@@ -1,8 +1,9 @@
 """Evaluate a training run on a held-out split: numbers with intervals, thresholds from validation, one HTML page.
 
 Two passes of the network: the validation split, on which the thresholds are chosen, and the split that is judged. Then
-seconds for the numbers and the pictures. Patients of the judged split were never trained on, which holds only on the
-records that the run was trained on: others are refused unless ``--other-dataset`` says that they are meant.
+seconds for the numbers and the pictures. Patients of the judged split were never trained on: records that the run was
+not trained on are refused unless ``--other-dataset`` says that they are meant, and so is whatever it has seen
+(``fastich/leakage.py``) unless ``--allow-leakage`` does.
 
 The output folder holds predictions.parquet, thresholds.json, report.csv, roc.csv, figures/, report.html and, written
 last, metrics.json. Validation's predictions are kept too (predictions-val.parquet).
@@ -23,6 +24,7 @@ from fastich import ops, verb
 from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.labels import LABELS, UNKNOWN
+from fastich.leakage import require_apart
 from fastich.loaders import LoaderConfig, open_loader
 from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
@@ -53,6 +55,7 @@ class EvaluateConfig:
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     seed: int = option(0, "seed of the resampling")
     other_dataset: bool = option(False, "judge records that the run was not trained on, and say so in the report")
+    allow_leakage: bool = option(False, "judge patients or images that the run has seen, and say so in metrics.json")
     overwrite: bool = option(False, "replace the output folder if it exists")
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ def _compare_datasets(config: EvaluateConfig, run: LoadedRun, reader: RecordRead
     """Identity of the records and whether the run was trained on them.
 
     Raises:
-        RecordError: it was trained on others and ``--other-dataset`` was not given.
+        RecordError: it was trained on others and ``--other-dataset`` was not given, or on patients of the split.
     """
     same = reader.dataset_sha256 == run.dataset_sha256
     if not same and not config.other_dataset:
@@ -155,6 +158,7 @@ def _compare_datasets(config: EvaluateConfig, run: LoadedRun, reader: RecordRead
         "dataset_sha256": reader.dataset_sha256,
         "trained_on_sha256": run.dataset_sha256,
         "same_as_training": same,
+        "leakage": require_apart(run, reader, config.split, allow=config.allow_leakage),
     }
 
 

@@ -11,7 +11,7 @@ on the parity slices.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ import torch
 
 import fastich
 from fastich import artifact as contract
-from fastich import labels as label_rules
 from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
-from fastich.checkpoint import LoadedRun, load_run
+from fastich.calibration import NONE, Calibration
+from fastich.checkpoint import LoadedRun, load_run, weights_sha256
+from fastich.conformal import Triage
 from fastich.errors import ArtifactError, UsageError
 from fastich.files import atomic_path
+from fastich.leakage_sides import CERTIFICATE_KEY
 from fastich.model_card import publish
 from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import OPSET, onnx_bytes
@@ -61,6 +63,10 @@ PATHS_IN_CONFIG = ("records", "out", "run")
 """Fields of a training config that name folders of the machine it ran on: not for model.json."""
 HEADS_BESIDE_RECORDS = 4
 """Records may have been packed at the network's size; these, in scanner sizes, make sure that resizing is compared."""
+CALIBRATION_FILE, TRIAGE_FILE = "calibration.json", "triage.json"
+"""What an evaluation folder may hold beside thresholds and metrics."""
+KEPT = ("thresholds", "calibration", "triage", "metrics", "files", "parity", "study")
+"""What a second export into the same folder leaves as the first was told."""
 ROLES = {
     ONNX_FILE: "preprocessing, network and class maps for ONNX Runtime",
     TORCHSCRIPT_FILE: "the same graph for torch.jit.load",
@@ -119,9 +125,10 @@ def export_torchscript(run: Path, out: Path, **options: Any) -> Artifact:
 def export(config: ExportConfig, name: str) -> Artifact:
     """Write ``name``, one of ``model.onnx`` and ``model.ts``, then model.json; see ``export_onnx``."""
     loaded = load_run(config.run, config.which)
-    started = _start(config, loaded, name)
+    started = _start(config, loaded, name, rewritten=name)
     config.out.mkdir(parents=True, exist_ok=True)
-    serving = ServingModel(Front(loaded.size, loaded.windows, loaded.adjacent), fold_batch_norm(loaded.model))
+    front = Front(loaded.size, loaded.windows, loaded.adjacent)
+    serving = ServingModel(front, fold_batch_norm(loaded.model), Calibration.from_document(started.calibration))
     content = onnx_bytes(serving) if name == ONNX_FILE else torchscript_bytes(serving, example())
     report = _measure(config, loaded, started, name, content)
     entry = FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content), role=ROLES[name])
@@ -142,7 +149,8 @@ def export_variant(config: ExportConfig) -> Artifact:
         ArtifactError: an engine is missing, or the variant does not say what model.onnx says.
     """
     assert config.records is not None, "ExportConfig refuses a variant without records"
-    artifact = _start(config, load_run(config.run, config.which), ONNX_FILE)
+    made = "" if config.precision == "bfloat16" else contract.PRECISION_FILES[config.precision]
+    artifact = _start(config, load_run(config.run, config.which), ONNX_FILE, rewritten=made)
     if ONNX_FILE not in artifact.files:
         artifact = export(config, ONNX_FILE)
     asked = VariantConfig(
@@ -159,7 +167,9 @@ def _measure(config: ExportConfig, loaded: LoadedRun, started: Artifact, name: s
     others = [other for other in started.files if other in ROLES and other != name]
     contents = {other: contract.read_verified(config.out, started, other) for other in others}
     contents[name] = content
-    runners = {"torch": torch_runner(loaded)} | {key: file_runner(key, contents[key]) for key in sorted(contents)}
+    calibration = Calibration.from_document(started.calibration)
+    runners = {"torch": torch_runner(loaded, calibration)}
+    runners |= {key: file_runner(key, contents[key]) for key in sorted(contents)}
     batches, source = parity_input(config)
     found = parity(runners, batches, started.thresholds)
     report = {pair: values | {"input": source} for pair, values in found.items() if name in pair}
@@ -167,8 +177,12 @@ def _measure(config: ExportConfig, loaded: LoadedRun, started: Artifact, name: s
     return report
 
 
-def _start(config: ExportConfig, loaded: LoadedRun, name: str) -> Artifact:
-    """The artifact before this export: that of ``config.out`` if it is of the same network, else a new one."""
+def _start(config: ExportConfig, loaded: LoadedRun, name: str, *, rewritten: str) -> Artifact:
+    """The artifact before this export: that of ``config.out`` if it is of the same network, else a new one.
+
+    Raises:
+        UsageError: ``config.out`` holds another model, or files (not ``rewritten``) of another calibration.
+    """
     base = Artifact(
         windows=loaded.windows,
         size=loaded.size,
@@ -177,6 +191,7 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str) -> Artifact:
         dataset_sha256=loaded.dataset_sha256,
         epoch=loaded.epoch,
         config=shipped_config(loaded.config),
+        leakage_certificate=loaded.meta.get(CERTIFICATE_KEY),
     )
     if (config.out / MANIFEST).exists():
         base = _same_network(config.out, base)
@@ -184,8 +199,20 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str) -> Artifact:
         raise UsageError(f"{config.out / name} exists without {MANIFEST}: remove it or choose another --out")
     if config.evaluation is None:
         return base
-    evaluation = read_evaluation(config.evaluation, loaded)
-    return dataclasses.replace(base, thresholds=evaluation.thresholds, metrics=evaluation.metrics)
+    found = read_evaluation(config.evaluation, loaded)
+    others = sorted(set(base.files) - {rewritten})
+    if others and found.calibration != base.calibration:
+        raise UsageError(
+            f"{config.evaluation / CALIBRATION_FILE}: expected the calibration inside {', '.join(others)} of "
+            f"{config.out}, found another; choose another --out"
+        )
+    return dataclasses.replace(
+        base,
+        thresholds=found.thresholds,
+        metrics=found.metrics,
+        calibration=found.calibration,
+        triage=found.triage,
+    )
 
 
 def _same_network(out: Path, new: Artifact) -> Artifact:
@@ -198,7 +225,7 @@ def _same_network(out: Path, new: Artifact) -> Artifact:
             f"{out / MANIFEST}: expected weights {new.weights_sha256[:12]}, found {old.weights_sha256[:12]}, "
             "another model; remove it or choose another --out"
         )
-    return dataclasses.replace(new, **{key: getattr(old, key) for key in ("thresholds", "metrics", "files", "parity")})
+    return dataclasses.replace(new, **{key: getattr(old, key) for key in KEPT})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +234,14 @@ class Evaluation:
 
     thresholds: Thresholds
     metrics: dict[str, Any]
+    calibration: dict[str, Any]
+    triage: dict[str, Any] | None
 
 
 def read_evaluation(folder: Path, loaded: LoadedRun) -> Evaluation:
-    """Thresholds and the main metrics with their intervals, from what ``fastich.evaluate`` wrote.
+    """Thresholds, calibration, triage and the main metrics with intervals, from what ``fastich.evaluate`` wrote.
+
+    Without calibration.json the probabilities are the network's own sigmoid; without triage.json there is no triage.
 
     Raises:
         UsageError: a file is missing or holds something else, or another network was evaluated.
@@ -220,6 +251,10 @@ def read_evaluation(folder: Path, loaded: LoadedRun) -> Evaluation:
         path = folder / "thresholds.json"
         chosen = json.loads(path.read_text(encoding="utf-8"))
         thresholds = contract.parse_thresholds(chosen["thresholds"], f"{chosen['rule']} on {chosen['split']}")
+        path = folder / CALIBRATION_FILE
+        calibration = _optional(path, Calibration.from_document) or dict(contract.NOT_CALIBRATED)
+        path = folder / TRIAGE_FILE
+        triage = _optional(path, Triage.from_document)
         path = folder / "metrics.json"
         metrics = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: metrics[key] for key in EVALUATION_KEYS} | {"dataset_sha256": metrics["dataset"]["dataset_sha256"]}
@@ -232,22 +267,22 @@ def read_evaluation(folder: Path, loaded: LoadedRun) -> Evaluation:
             f"{path}: expected an evaluation of {loaded.run}, epoch {loaded.epoch}, "
             f"found one of another network, epoch {found[1]}; evaluate this run again"
         )
-    return Evaluation(thresholds=thresholds, metrics=kept)
+    return Evaluation(thresholds=thresholds, metrics=kept, calibration=calibration, triage=triage)
+
+
+def _optional(path: Path, parse: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:
+    """The JSON document of ``path``, once ``parse`` took it; ``None`` where there is no such file."""
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    parse(document)
+    return document
 
 
 def shipped_config(config: dict[str, Any]) -> dict[str, Any]:
     """A training config without the paths of the machine that it ran on (a weights file keeps its bare name)."""
     kept = {key: value for key, value in config.items() if key not in PATHS_IN_CONFIG}
     return kept | ({"weights": Path(kept["weights"]).name} if "weights" in kept else {})
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Identity of a network: hex SHA-256 over names and little-endian bytes of its tensors."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, Any]:
@@ -276,8 +311,8 @@ def parity_input(config: ExportConfig) -> tuple[list[HuArray], str]:
     return list(batches_of(slices + synthetic_heads(HEADS_BESIDE_RECORDS))), source
 
 
-def torch_runner(loaded: LoadedRun) -> Runner:
-    """The network as it was trained, behind the numpy preprocessing: the truth that exported files are held to."""
+def torch_runner(loaded: LoadedRun, calibration: Calibration = NONE) -> Runner:
+    """The network as it was trained, numpy before it and behind it: the truth that exported files are held to."""
 
     def answer(hu: HuArray) -> Answer:
         last = len(hu) - 1
@@ -289,8 +324,7 @@ def torch_runner(loaded: LoadedRun) -> Runner:
         ]
         with torch.inference_mode():
             logit = loaded.model(torch.from_numpy(np.stack(images)))
-        found = torch.sigmoid(logit).numpy()
-        return label_rules.enforce_any(found).astype(np.float32), logit.numpy()
+        return calibration.probability(logit.numpy()).astype(np.float32), logit.numpy()
 
     return answer
 

@@ -1,4 +1,4 @@
-"""Numbers that say how good the scores are: ROC AUC, average precision, the challenge's log loss, reports, thresholds.
+"""Numbers that say how good the scores are: ROC AUC, average precision, the challenge's log loss, reports, decisions.
 
 Slices of one patient are not independent, so intervals come from resampling whole patients. scikit-learn does what it
 has a function for; only the bootstrap is our own, because a thousand calls of scikit-learn on 5,000 slices cost minutes
@@ -28,7 +28,7 @@ _CHUNK_ELEMENTS = 2_000_000
 """Elements of the [resamples, slices] blocks of the bootstrap: 16 MB each in float64, which stays near the caches."""
 
 
-def _checked(labels: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+def checked(labels: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
     """``labels`` as bool [N, 6] and ``probability`` as float64 [N, 6]; anything else is a ``ValueError``."""
     truth, scores = np.asarray(labels), np.asarray(probability, dtype=np.float64)
     if truth.ndim != 2 or truth.shape[1] != NUM_LABELS or truth.shape != scores.shape or not len(truth):
@@ -65,12 +65,12 @@ def binary_average_precision(truth: NDArray[np.bool_], score: Floats) -> float |
 
 def roc_auc(labels: ArrayLike, probability: ArrayLike) -> LabelValues:
     """ROC AUC per label and ``macro``; ``None`` where only one class is present. Both [N, 6]."""
-    return _per_label(binary_auc, *_checked(labels, probability))
+    return _per_label(binary_auc, *checked(labels, probability))
 
 
 def average_precision(labels: ArrayLike, probability: ArrayLike) -> LabelValues:
     """Average precision per label and ``macro``; ``None`` where only one class is present. Both [N, 6]."""
-    return _per_label(binary_average_precision, *_checked(labels, probability))
+    return _per_label(binary_average_precision, *checked(labels, probability))
 
 
 def prevalence(labels: ArrayLike) -> dict[str, float]:
@@ -80,7 +80,7 @@ def prevalence(labels: ArrayLike) -> dict[str, float]:
 
 def slice_log_loss(labels: ArrayLike, probability: ArrayLike) -> Floats:
     """The challenge's weighted log loss of each slice, float64 [N]: ``any`` counts twice, the sum is divided by 7."""
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     clipped = np.clip(scores, CHALLENGE_CLIP, 1 - CHALLENGE_CLIP)
     loss = -np.where(truth, np.log(clipped), np.log1p(-clipped))
     return np.asarray(np.average(loss, axis=1, weights=CHALLENGE_WEIGHTS), dtype=np.float64)
@@ -107,7 +107,7 @@ def classification_report(
     Each row is ``{"precision", "recall", "f1-score", "support"}``; what is undefined is 0, as in scikit-learn with
     ``zero_division=0``.
     """
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     report: dict[str, dict[str, Any]] = sk.classification_report(
         truth.astype(np.int8),
         decide(scores, thresholds).astype(np.int8),
@@ -120,7 +120,7 @@ def classification_report(
 
 def operating_points(labels: ArrayLike, probability: ArrayLike, thresholds: ArrayLike) -> dict[str, dict[str, Any]]:
     """Per label ``tp, fp, fn, tn`` and ``sensitivity, specificity, ppv, npv`` (``None`` where undefined)."""
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     said = decide(scores, thresholds)
     points: dict[str, dict[str, Any]] = {}
     for i, label in enumerate(LABELS):
@@ -136,46 +136,13 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def labels_without_positive(labels: ArrayLike) -> tuple[str, ...]:
-    """The labels of which ``labels`` [N, 6] holds no positive: where no threshold can be chosen."""
-    present = (np.asarray(labels) == 1).any(axis=0)
-    return tuple(label for label, is_present in zip(LABELS, present, strict=True) if not is_present)
-
-
-def choose_thresholds(labels: ArrayLike, probability: ArrayLike, rule: str = "max-f1") -> Floats:
-    """Thresholds float64 [6] by ``rule``; 0.5 for ``labels_without_positive``. For validation slices, never test ones.
-
-    ``max-f1``: the score that maximises F1 (the highest such score on a tie), moved half-way to the next lower one,
-    which changes no decision here, is less tight for slices not yet seen, and stands clear of float32 rounding.
-
-    Raises:
-        ValueError: the rule is unknown.
-    """
-    if rule != "max-f1":
-        raise ValueError(f"threshold rule: expected max-f1, found {rule!r}")
-    truth, scores = _checked(labels, probability)
-    return np.array([_max_f1_threshold(truth[:, i], scores[:, i]) for i in range(NUM_LABELS)])
-
-
-def _max_f1_threshold(truth: NDArray[np.bool_], score: Floats) -> float:
-    if not truth.any():
-        return DEFAULT_THRESHOLD
-    precision, recall, threshold = sk.precision_recall_curve(truth, score)
-    f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision[:-1] + recall[:-1], np.finfo(float).tiny)
-    best = len(f1) - 1 - int(np.argmax(f1[::-1]))
-    chosen = float(threshold[best])
-    below = score[score < chosen]
-    middle = (chosen + float(below.max() if len(below) else 0.0)) / 2
-    return middle if len(below) == 0 or middle > below.max() else chosen
-
-
 def slice_summary(labels: ArrayLike, probability: ArrayLike, threshold: float = DEFAULT_THRESHOLD) -> dict[str, Any]:
     """What an epoch logs: ``{"log_loss": float, "precision", "recall", "auc": {label or "macro": float | None}}``.
 
     Both inputs [N, 6]. Precision is 0 where nothing is predicted; all are ``None`` for a label without a positive.
     About a second for 600,000 slices.
     """
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     said = decide(scores, threshold)
     hits, real, alarms = (truth & said).sum(axis=0), truth.sum(axis=0), said.sum(axis=0)
     precision: LabelValues = {
@@ -195,7 +162,7 @@ def roc_points(labels: ArrayLike, probability: ArrayLike) -> dict[str, tuple[Flo
 
     The first threshold is infinite: nothing is called positive.
     """
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     curves = {}
     for i, label in enumerate(LABELS):
         if truth[:, i].any() and not truth[:, i].all():
@@ -206,7 +173,7 @@ def roc_points(labels: ArrayLike, probability: ArrayLike) -> dict[str, tuple[Flo
 
 def pr_points(labels: ArrayLike, probability: ArrayLike) -> dict[str, tuple[Floats, Floats]]:
     """Per label with both classes ``(recall, precision)``, scikit-learn's curve from recall 1 down to 0."""
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     curves = {}
     for i, label in enumerate(LABELS):
         if truth[:, i].any() and not truth[:, i].all():
@@ -240,7 +207,7 @@ def bootstrap_intervals(
     Interval | None}}``; ``None`` where no resample is defined. Sensitivity and specificity are at ``thresholds``.
     Seconds for 5,000 slices and 1,000 resamples; equal seeds give equal intervals.
     """
-    truth, scores = _checked(labels, probability)
+    truth, scores = checked(labels, probability)
     names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
     counts_RP = resample_counts(len(names), num_resamples, seed)
     said = decide(scores, thresholds)
@@ -258,6 +225,54 @@ def bootstrap_intervals(
         for name, values in samples.items():
             out.setdefault(name, {})[label] = percentile_interval(values, level)
     return out
+
+
+def report_intervals(
+    labels: ArrayLike,
+    probability: ArrayLike,
+    patients: ArrayLike,
+    *,
+    thresholds: ArrayLike = DEFAULT_THRESHOLD,
+    num_resamples: int = 1000,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> dict[str, dict[str, Interval | None]]:
+    """Percentile intervals of ``classification_report``'s precision, recall and F1, by resampling patients [N].
+
+    Returns the rows of the six labels, ``micro avg``, ``macro avg`` and ``weighted avg``, each ``{"precision",
+    "recall", "f1-score": Interval | None}``. A resample without a positive of a label is left out of that label's
+    recall and F1, and of the macro average; precision is 0 where nothing is called, as in the report.
+    """
+    truth, scores = checked(labels, probability)
+    names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    counts_RP = resample_counts(len(names), num_resamples, seed)
+    said = decide(scores, thresholds)
+    hits_RK, said_RK, real_RK = (
+        counts_RP @ _sums_by_patient(values, of_slice, len(names)) for values in (truth & said, said, truth)
+    )
+    rates = _rates(hits_RK, said_RK, real_RK)
+    rows = {label: {name: values[:, i] for name, values in rates.items()} for i, label in enumerate(LABELS)}
+    whole = _rates(*(part.sum(axis=1) for part in (hits_RK, said_RK, real_RK)))
+    share_RK = real_RK / np.maximum(real_RK.sum(axis=1, keepdims=True), 1.0)
+    rows["micro avg"] = whole
+    rows["macro avg"] = {name: values.mean(axis=1) for name, values in rates.items()}
+    rows["weighted avg"] = {name: (np.nan_to_num(values) * share_RK).sum(axis=1) for name, values in rates.items()}
+    return {row: {name: percentile_interval(of, level) for name, of in found.items()} for row, found in rows.items()}
+
+
+def _sums_by_patient(values: NDArray[np.bool_], of_slice: NDArray[np.intp], num_patients: int) -> Floats:
+    """Sums [P, 6] of ``values`` [N, 6] over the slices of each patient."""
+    columns = [np.bincount(of_slice, weights=column, minlength=num_patients) for column in values.T.astype(np.float64)]
+    return np.stack(columns, axis=1)
+
+
+def _rates(hits: Floats, said: Floats, real: Floats) -> dict[str, Floats]:
+    """Precision, recall and F1 from counts of any one shape; NaN where nothing is there to be found."""
+    return {
+        "precision": hits / np.maximum(said, 1.0),
+        "recall": np.where(real > 0, hits / np.maximum(real, 1.0), np.nan),
+        "f1-score": np.where(real > 0, 2 * hits / np.maximum(said + real, 1.0), np.nan),
+    }
 
 
 def resample_counts(num_patients: int, num_resamples: int, seed: int) -> Floats:

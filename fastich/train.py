@@ -4,33 +4,42 @@ One epoch is: learn from every training batch, look at every validation batch, w
 A40 at 256 px with ``--amp`` the network, not the loader, sets the pace (about 800 slices/s by its memory traffic); on
 two CPU cores at 96 px it is some tens of slices/s. The device is waited for once in twenty steps, not each step.
 
+Several GPUs, or processes on a CPU: ``torchrun --nproc-per-node N -m fastich.train ...``; ``--batch-size`` stays that
+of a step of all of them.
+
 A run folder holds config.json, metrics.jsonl, curves/, checkpoints/ and, written last, run.json.
 """
 
 import contextlib
-import statistics
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fastich import ops, verb
+from fastich import verb
 from fastich.errors import FastichError
 from fastich.files import write_json
-from fastich.labels import UNKNOWN
+from fastich.labels import LABELS, UNKNOWN
+from fastich.leakage import certify, require_clean
 from fastich.loaders import Loader, open_loader
 from fastich.models.densenet import build_model
+from fastich.records.reader import RecordReader
 from fastich.training import curves, history
 from fastich.training.config import TrainConfig
-from fastich.training.environment import device_name, host, torch_threads, versions
+from fastich.training.distributed import ALONE, World, find_world, take_gpu, timeout_s
+from fastich.training.environment import device_name, torch_threads
 from fastich.training.epoch import Job, run_epoch
 from fastich.training.learner import Learner, make_learner
-from fastich.training.modes import require_runnable
+from fastich.training.losses import make_loss
+from fastich.training.modes import require_runnable, require_shareable
 from fastich.training.position import Position
 from fastich.training.precision import Precision, choose_device, choose_precision
 from fastich.training.predictions import Predictions
 from fastich.training.profiling import FEWEST_STEPS, Profile, Span, no_span
 from fastich.training.replicas import FEWEST_SLICES
 from fastich.training.run_folder import RUN_JSON, RunFolder, check_out
+from fastich.training.summary import summarise
 from fastich.training.tensorboard import Board
 
 
@@ -43,26 +52,35 @@ def main(argv: list[str]) -> int:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train as asked and return what run.json holds.
+    """Train as asked and return what run.json holds; of several processes rank 0 returns it, the others nothing.
 
     Raises:
         FastichError: one of its kinds, for whatever input, files or the machine got in the way.
     """
+    world = find_world()
+    if not world.is_writer:
+        verb.hush(f"rank {world.rank}")
     check_out(config)
+    take_gpu(world)
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
-    require_runnable(config.compile, config.cuda_graph, precision)
-    replicas = num_replicas(config, device)
+    require_runnable(config.compile, config.cuda_graph, precision, world)
+    require_shareable(config.cache, world)
+    replicas = num_replicas(config, device, world)
     with torch_threads(1 if replicas > 1 else config.num_threads), contextlib.ExitStack() as stack:
         # the smaller split first: a cache that does not fit is said before the larger one is read
-        val_loader, train_loader = (_open(stack, config, split, device) for split in ("val", "train"))
-        profile = stack.enter_context(contextlib.closing(Profile(config.out, device, enabled=config.profile)))
-        learner = stack.enter_context(contextlib.closing(start_learner(config, precision, replicas, profile.span)))
-        folder = RunFolder(path=config.out, config=config, dataset_sha256=train_loader.reader.dataset_sha256)
+        val_loader, train_loader = (_open(stack, config, split, device, world) for split in ("val", "train"))
+        stack.enter_context(world.joined(device, timeout_s(config.compile)))
+        is_profiled = config.profile and world.is_writer
+        profile = stack.enter_context(contextlib.closing(Profile(config.out, device, enabled=is_profiled)))
+        labels = _labels(train_loader)
+        learner = start_learner(config, precision, replicas, profile.span, labels=labels, world=world)
+        stack.enter_context(contextlib.closing(learner))
+        folder = _folder(config, train_loader.reader)
         position, seen = folder.restore(learner)
-        board = (
-            stack.enter_context(contextlib.closing(Board(config.out, position.epoch))) if config.tensorboard else None
-        )
+        board = Board(config.out, position.epoch) if config.tensorboard and world.is_writer else None
+        if board:
+            stack.enter_context(contextlib.closing(board))
         job = Job(
             config=config,
             folder=folder,
@@ -76,12 +94,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         _announce(job)
         while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
             position, seen = run_epoch(job, position, seen), Predictions()
-        return _finish(job, position)
+        return _finish(job, position) if world.is_writer else {}
 
 
-def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: torch.device) -> Loader:
+def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: torch.device, world: World) -> Loader:
     """Open the loader of one split and refuse one that cannot be learned from or judged on."""
-    loader = stack.enter_context(contextlib.closing(open_loader(config.loader_config(split, device.type))))
+    loader = stack.enter_context(contextlib.closing(open_loader(config.loader_config(split, device.type, world))))
     if loader.num_slices == 0:
         raise FastichError(f"{config.records}: no slices in split {split!r}; pack with --labels, or more patients")
     if loader.num_batches == 0:
@@ -89,7 +107,7 @@ def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: 
             f"{config.records}: {loader.num_slices} slices in split {split!r} do not fill one batch; "
             f"lower --batch-size {config.batch_size}"
         )
-    labels = loader.reader.labels()[loader.reader.rows(split)]
+    labels = _labels(loader)
     if (labels == UNKNOWN).any():
         raise FastichError(
             f"{config.records}: {int((labels == UNKNOWN).any(axis=1).sum())} slices in split {split!r} have no label; "
@@ -98,30 +116,63 @@ def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: 
     return loader
 
 
-def num_replicas(config: TrainConfig, device: torch.device) -> int:
+def _folder(config: TrainConfig, reader: RecordReader) -> RunFolder:
+    """The run folder, once the splits of the records are known to share nobody (or that is allowed)."""
+    return RunFolder(
+        path=config.out,
+        config=config,
+        dataset_sha256=reader.dataset_sha256,
+        leakage_certificate=require_clean(certify(reader), config.records, allow=config.allow_leakage),
+    )
+
+
+def _labels(loader: Loader) -> NDArray[np.int8]:
+    """Labels [M, 6] of the slices of a loader's split."""
+    return loader.reader.labels()[loader.reader.rows(loader.config.split)]
+
+
+def num_replicas(config: TrainConfig, device: torch.device, world: World = ALONE) -> int:
     """On a CPU each thread takes a part of the batch through the network; a compiled one is left in one piece.
 
+    Of several processes each is one part already: give ``torchrun`` as many as there are cores, and ``--threads 1``.
     Never more parts than the batch fills: with more threads than that, a batch would be left to one of them.
     """
-    if device.type != "cpu" or config.compile != "none":
+    if device.type != "cpu" or config.compile != "none" or world.size > 1:
         return 1
     return max(1, min(config.num_threads, config.batch_size // FEWEST_SLICES))
 
 
-def start_learner(config: TrainConfig, precision: Precision, replicas: int = 1, span: Span = no_span) -> Learner:
-    """The network with its first weights, on the device; all random numbers follow from the seed."""
+def start_learner(
+    config: TrainConfig,
+    precision: Precision,
+    replicas: int = 1,
+    span: Span = no_span,
+    *,
+    labels: NDArray[np.int8] = np.zeros((1, len(LABELS)), np.int8),  # noqa: B008
+    world: World = ALONE,
+) -> Learner:
+    """The network with its first weights, on the device; all random numbers follow from the seed.
+
+    ``labels`` are those of the training split, from which ``--class-weights inverse`` are counted.
+    """
     torch.manual_seed(config.seed)
     if precision.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     model = build_model(weights=config.weights)
+    if world.rank:
+        torch.manual_seed(world.seed(config.seed))
     return make_learner(
         model,
         precision,
         lr=config.lr,
         compile_mode=config.compile,
+        loss=make_loss(config.loss, config.focal_gamma, config.class_weights, labels, balanced=config.balanced),
         replicas=replicas,
         cuda_graph=config.cuda_graph,
         span=span,
+        clip_norm=config.clip_norm,
+        ema=config.ema,
+        world=world,
     )
 
 
@@ -141,7 +192,7 @@ def _announce(job: Job) -> None:
         f"device: {device_name(precision.device)}; amp: "
         f"{precision.name if precision.is_mixed else 'off'}; compile: {config.compile}; "
         f"cuda graph: {'on' if config.cuda_graph else 'off'}; cache: {config.cache}; "
-        f"weights: {config.weights}; threads: {config.num_threads}"
+        f"weights: {config.weights}; threads: {config.num_threads}; processes: {job.world.size}"
     )
     verb.say(f"slices: {job.train_loader.num_slices} to train, {job.val_loader.num_slices} to validate")
 
@@ -150,7 +201,7 @@ def _finish(job: Job, position: Position) -> dict[str, Any]:
     """Draw the curves a last time and write run.json."""
     lines = history.read(job.config.out)
     curves.draw(job.config.out, lines)
-    summary = _summary(job, position, lines)
+    summary = summarise(job, position, lines)
     write_json(job.config.out / RUN_JSON, summary)
     stopped = "early stopping" if position.epoch < job.config.epochs else "all epochs done"
     verb.say(
@@ -158,39 +209,6 @@ def _finish(job: Job, position: Position) -> dict[str, Any]:
         f"{position.seconds:.0f} s; {job.folder.best}"
     )
     return summary
-
-
-def _summary(job: Job, position: Position, lines: list[history.Line]) -> dict[str, Any]:
-    precision = job.learner.precision
-    return {
-        "best_epoch": position.stopping.best_epoch,
-        "best": lines[position.stopping.best_epoch],
-        "epochs_run": position.epoch,
-        "stopped_early": position.epoch < job.config.epochs,
-        "seconds": round(position.seconds, 3),
-        "slices_per_s": {split: _median_rate(lines, split) for split in ("train", "val")},
-        "num_slices": {"train": job.train_loader.num_slices, "val": job.val_loader.num_slices},
-        "num_parameters": sum(parameter.numel() for parameter in job.learner.model.parameters()),
-        "device": precision.device.type,
-        "device_name": device_name(precision.device),
-        "amp": precision.name if job.config.amp else None,
-        "compile": job.config.compile,
-        "cuda_graph": job.config.cuda_graph,
-        "loader": job.train_loader.backend,
-        "cache": job.config.cache,
-        "ops": ops.backend(),
-        "replicas": num_replicas(job.config, precision.device),
-        "dataset_sha256": job.folder.dataset_sha256,
-        "config": job.config.resolved(),
-        "input": job.config.network_input(),
-        "versions": versions(),
-        "host": host(),
-    }
-
-
-def _median_rate(lines: list[history.Line], split: str) -> float:
-    """Slices a second of the median epoch: the first one pays for compiling and warming up."""
-    return float(statistics.median(line[split]["slices_per_s"] for line in lines))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from fastich.errors import FastichError, UsageError
 
 T = TypeVar("T")
+_beside: list[str] = []
+"""Holds this process's name where another one speaks for it (``hush``)."""
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, bare: str | None = None) -> Any:
@@ -120,12 +122,27 @@ def plain(value: Any) -> Any:
 
 def progress(items: Iterable[T], *, total: int | None, unit: str, title: str) -> Iterator[T]:
     """Iterate with a bar, rate and ETA where stderr is a terminal; silently elsewhere."""
-    yield from tqdm(items, total=total, unit=" " + unit, desc=title, disable=not sys.stderr.isatty(), leave=False)
+    yield from tqdm(items, total=total, unit=" " + unit, desc=title, disable=not shows_progress(), leave=False)
+
+
+def hush(name: str) -> None:
+    """Say nothing and show no bars from here on but errors, with ``name`` before them: another process speaks."""
+    _beside[:] = [name]
+
+
+def shows_progress() -> bool:
+    """Whether someone watches this process on a terminal."""
+    return sys.stderr.isatty() and not _beside
 
 
 def say(message: str) -> None:
     """One line for a person, on stderr; stdout is for results."""
-    print(message, file=sys.stderr, flush=True)
+    if not _beside:
+        print(message, file=sys.stderr, flush=True)
+
+
+def _complain(message: str) -> None:
+    print("".join(f"{name}: " for name in _beside) + message, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> typing.NoReturn:
@@ -135,14 +152,14 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     try:
         status = main(arguments) or 0
     except KeyboardInterrupt:
-        say("interrupted")
+        _complain("interrupted")
         status = 130
     except BrokenPipeError:
         status = 1
     except Exception as error:
         if "--debug" in arguments:
             raise
-        say(f"error: {one_line(error)}")
+        _complain(f"error: {one_line(error)}")
         status = 2 if isinstance(error, UsageError) else 1
     sys.exit(status)
 

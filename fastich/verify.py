@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from fastich import verb
 from fastich.errors import RecordError
 from fastich.files import TEMPORARY_SUFFIX
-from fastich.hu import is_blank
 from fastich.labels import any_is_consistent
 from fastich.records.check import Problem, ShardUnderCheck, check_hash, check_records, problem_from, walk
 from fastich.records.index import DATASET_FILE, SCHEMA, label_matrix, summarise
@@ -112,7 +111,7 @@ def _check_splits(folder: Path, dataset: dict[str, Any], index: pd.DataFrame) ->
     for patient, rows in _in_two_splits(index, "patient_id"):
         yield Problem(file, None, f"patient {patient} is in the splits {_names(index, rows)}: rows {rows}")
     for sha1, rows in _in_two_splits(index, "pixel_sha1"):
-        if not _is_blank_row(folder, rows[0], dataset["size"]):
+        if not _is_blank_row(folder, rows[0]):
             yield Problem(
                 file, None, f"image with pixel_sha1 {sha1} is in the splits {_names(index, rows)}: rows {rows}"
             )
@@ -130,20 +129,13 @@ def _names(index: pd.DataFrame, rows: list[int]) -> str:
     return " and ".join(index["split"][row] for row in rows)
 
 
-def _is_blank_row(folder: Path, row: int, size: int | None) -> bool:
-    """Tell whether a slice is blank as ``hu.is_blank`` means it; what cannot be read is not, and is listed anyway.
-
-    A resized blank image has more values where its two met, but on few pixels: there nine tenths must be of two values.
-    """
+def _is_blank_row(folder: Path, row: int) -> bool:
+    """Tell whether a slice is blank; what cannot be read is not, and is listed anyway."""
     try:
         with RecordReader(folder) as reader:
-            pixels = reader.stored(row)
+            return reader.is_blank(row)
     except RecordError:
         return False
-    if size is None:
-        return is_blank(pixels)
-    counts = np.sort(np.unique(pixels, return_counts=True)[1])
-    return bool(counts[-2:].sum() >= 0.9 * pixels.size)
 
 
 def _check_labels(index: pd.DataFrame, file: str) -> Iterator[Problem]:

@@ -76,6 +76,18 @@ def test_manifest_that_is_not_json_is_refused(folder: Path, text: str) -> None:
         load_artifact(folder)
 
 
+def test_manifest_of_before_there_was_triage_is_read(folder: Path) -> None:
+    document = json.loads((folder / MANIFEST).read_text())
+    assert document.pop("triage") is None
+    (folder / MANIFEST).write_text(json.dumps(document))
+    assert load_artifact(folder).triage is None
+
+
+def test_triage_is_written_and_read(folder: Path) -> None:
+    change(folder, triage={"clear": 0.1})
+    assert load_artifact(folder).triage == {"clear": 0.1}
+
+
 def test_manifest_of_a_newer_format_is_refused(folder: Path) -> None:
     change(folder, format_version=2)
     with pytest.raises(ArtifactError, match=r"expected format_version up to 1, found 2, a newer one; update fastich"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastich import demo
+from fastich import demo, steps
 from fastich.demo import DemoConfig
 from fastich.errors import FastichError, UsageError
 
@@ -22,9 +22,9 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
-    demo._clear(tmp_path / "demo")
+    steps.clear(tmp_path / "demo", "demo")
     (tmp_path / "demo" / "old").write_text("old")
-    demo._clear(tmp_path / "demo")
+    steps.clear(tmp_path / "demo", "demo")
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [".fastich-demo"]
 
 
@@ -35,7 +35,7 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_data_leaves_an_earlier_demo_alone(tmp_path: Path) -> None:
-    demo._clear(tmp_path / "demo")
+    steps.clear(tmp_path / "demo", "demo")
     (tmp_path / "demo" / "old").write_text("old")
     with pytest.raises(FastichError, match="does not exist"):
         demo.demo(DemoConfig(out=tmp_path / "demo", dicom=tmp_path / "none", labels=tmp_path / "none.csv"))
@@ -43,21 +43,12 @@ def test_missing_data_leaves_an_earlier_demo_alone(tmp_path: Path) -> None:
 
 
 def test_data_inside_the_output_is_not_cleared_away(tmp_path: Path) -> None:
-    demo._clear(tmp_path)
+    steps.clear(tmp_path, "demo")
     (tmp_path / "dicom").mkdir()
     (tmp_path / "labels.csv").write_text("Id,Label\n")
     with pytest.raises(UsageError, match=r"DICOM folder .*dicom lies in .*which the demo replaces"):
         demo.demo(DemoConfig(out=tmp_path, dicom=tmp_path / "dicom", labels=tmp_path / "labels.csv"))
     assert (tmp_path / "labels.csv").exists()
-
-
-def test_a_failing_step_stops_the_demo_and_is_named() -> None:
-    with pytest.raises(FastichError, match="python -m x ended with status 3"):
-        demo._run([sys.executable, "-c", "raise SystemExit(3)"], shown="python -m x")
-
-
-def test_a_step_reports_its_seconds() -> None:
-    assert 0 < demo._run([sys.executable, "-c", ""], shown="nothing") < 60
 
 
 def test_the_table_shows_what_is_undefined() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastich import checkpoint, evaluate, metrics, ops
+from fastich import checkpoint, evaluate, metrics, operating_points, ops
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.evaluate import EvaluateConfig
 from fastich.labels import ANY, LABELS
@@ -156,7 +156,7 @@ def test_metrics_json_holds_the_numbers_of_the_predictions(evaluated: Path) -> N
 def test_thresholds_json_is_what_validation_alone_gives(evaluated: Path) -> None:
     chosen = json.loads((evaluated / "thresholds.json").read_text())
     table = pd.read_parquet(evaluated / "predictions-val.parquet")
-    wanted = metrics.choose_thresholds(table[list(LABELS)], table[PROBABILITY_COLUMNS])
+    wanted = operating_points.choose(table[list(LABELS)], table[PROBABILITY_COLUMNS])
     assert list(chosen["thresholds"].values()) == pytest.approx(wanted.tolist())
     assert chosen["split"] == "val"
     assert chosen["fallback_labels"] == ["epidural", "intraventricular", "subarachnoid"]

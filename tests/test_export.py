@@ -18,7 +18,7 @@ from torch import nn
 from toy_model import toy_onnx
 
 from fastich import artifact as contract
-from fastich import checkpoint, export
+from fastich import checkpoint, conformal, export
 from fastich.artifact import (
     MANIFEST,
     ONNX_FILE,
@@ -28,6 +28,7 @@ from fastich.artifact import (
     has_external_data,
     load_artifact,
 )
+from fastich.calibration import Calibration, LabelCalibration
 from fastich.errors import ArtifactError, UsageError
 from fastich.export import (
     ExportConfig,
@@ -433,6 +434,91 @@ def test_evaluation_of_another_network_is_refused(tmp_path: Path, run: Path, cha
     loaded = write_evaluation(tmp_path, run, **changed)
     with pytest.raises(UsageError, match=r"metrics\.json: expected an evaluation of .*, epoch 4, found one of another"):
         read_evaluation(tmp_path, loaded)
+
+
+def platt(bias: float) -> Calibration:
+    each = tuple(LabelCalibration(method="platt", scale=0.5 + 0.1 * i, bias=bias) for i in range(6))
+    return Calibration(method="platt", of_label=each)
+
+
+def write_calibration(folder: Path, calibration: Calibration) -> dict[str, object]:
+    document = calibration.to_document() | {"dataset_sha256": "12" * 32, "split": "val"}
+    (folder / "calibration.json").write_text(json.dumps(document))
+    return document
+
+
+def test_evaluation_brings_calibration_and_triage_where_it_has_them(tmp_path: Path, run: Path) -> None:
+    loaded = write_evaluation(tmp_path, run)
+    found = read_evaluation(tmp_path, loaded)
+    assert (found.calibration, found.triage) == ({"method": "none"}, None)
+    document = write_calibration(tmp_path, platt(1.0))
+    triage = conformal.fit([0.1, 0.9] * 20, [0, 1] * 20, alpha_miss=0.1, alpha_alarm=0.1).to_document()
+    (tmp_path / "triage.json").write_text(json.dumps(triage))
+    found = read_evaluation(tmp_path, loaded)
+    assert (found.calibration, found.triage) == (document, triage)
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "triage.json"])
+@pytest.mark.parametrize("text", ["{", "{}", '{"method": "platt"}', "[]"])
+def test_calibration_and_triage_that_hold_none_are_refused(tmp_path: Path, run: Path, name: str, text: str) -> None:
+    loaded = write_evaluation(tmp_path, run)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=rf"{name}: expected what fastich\.evaluate writes"):
+        read_evaluation(tmp_path, loaded)
+
+
+def test_export_puts_the_evaluations_calibration_into_graph_manifest_and_parity(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ServingModel] = []
+    monkeypatch.setattr(export, "onnx_bytes", lambda serving: seen.append(serving) or b"onnx")
+    monkeypatch.setattr(contract, "has_external_data", lambda content, where: False)
+    loaded = write_evaluation(tmp_path, run)
+    calibrated = export.torch_runner(loaded, platt(1.0))
+    monkeypatch.setattr(export, "file_runner", lambda name, content: calibrated)
+    document = write_calibration(tmp_path, platt(1.0))
+    out = tmp_path / "m"
+    export_onnx(run, out, evaluation=tmp_path, parity_slices=1)
+    assert seen[0].calibrator.calibration_scale.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert seen[0].calibrator.calibration_bias.tolist() == [1.0] * 6
+    artifact = load_artifact(out)
+    assert artifact.calibration == document
+    assert artifact.parity["model.onnx vs torch"]["max_abs_probability"] == 0
+    monkeypatch.setattr(export, "file_runner", lambda name, content: export.torch_runner(loaded))
+    with pytest.raises(ArtifactError, match=r"parity model\.onnx vs torch: expected max_abs_probability"):
+        export_onnx(run, out, evaluation=tmp_path, parity_slices=1)
+
+
+def test_files_of_two_calibrations_never_lie_in_one_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "onnx_bytes", lambda serving: b"onnx")
+    monkeypatch.setattr(contract, "has_external_data", lambda content, where: False)
+    loaded = write_evaluation(tmp_path, run)
+    out = tmp_path / "m"
+    for bias in (1.0, 2.0):  # the one file of the folder may be written again
+        write_calibration(tmp_path, platt(bias))
+        runner = export.torch_runner(loaded, platt(bias))
+        monkeypatch.setattr(export, "file_runner", lambda name, content, runner=runner: runner)
+        export_onnx(run, out, evaluation=tmp_path, parity_slices=1)
+    write_calibration(tmp_path, platt(3.0))
+    message = (
+        r"calibration\.json: expected the calibration inside model\.onnx of .*, found another; choose another --out"
+    )
+    with pytest.raises(UsageError, match=message):
+        export_torchscript(run, out, evaluation=tmp_path, parity_slices=1)
+    for precision in ("int8", "bfloat16"):
+        with pytest.raises(UsageError, match=message):
+            export.export_variant(
+                ExportConfig(run=run, out=out, evaluation=tmp_path, records=Path("r"), precision=precision)
+            )
+
+
+def test_runner_of_the_network_is_calibrated_and_its_logit_raw(run: Path) -> None:
+    loaded = checkpoint.load_run(run)
+    probability, logit = export.torch_runner(loaded, platt(1.0))(heads((2, 64, 64)))
+    np.testing.assert_array_equal(logit, export.torch_runner(loaded)(heads((2, 64, 64)))[1])
+    np.testing.assert_allclose(probability, platt(1.0).probability(logit), atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["thresholds.json", "metrics.json"])

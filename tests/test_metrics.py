@@ -81,30 +81,6 @@ def test_operating_points_count_by_hand() -> None:
     assert none["ppv"] is None
 
 
-def test_threshold_maximises_f1_and_stands_between_scores() -> None:
-    truth, scores = six([1, 1, 0, 1, 0, 0]), six([0.9, 0.8, 0.6, 0.5, 0.3, 0.1])
-    assert metrics.choose_thresholds(truth, scores) == pytest.approx([0.4] * 6)  # calls 4: P 3/4, R 1; F1 6/7
-    truth, scores, _ = made_up(ties=True)
-    chosen = metrics.choose_thresholds(truth, scores)
-    for index in range(6):
-        f1 = [sk.f1_score(truth[:, index], scores[:, index] >= at) for at in np.arange(-0.05, 1.1, 0.1)]
-        at_chosen = sk.f1_score(truth[:, index], scores[:, index] >= chosen[index])
-        assert at_chosen == pytest.approx(max(f1))
-
-
-def test_label_without_a_positive_falls_back_to_one_half_and_is_named() -> None:
-    truth, scores, _ = made_up()
-    truth[:, 3] = 0
-    assert metrics.choose_thresholds(truth, scores)[3] == 0.5
-    assert metrics.labels_without_positive(truth) == ("subarachnoid",)
-
-
-def test_unknown_rule_is_refused() -> None:
-    truth, scores, _ = made_up(24)
-    with pytest.raises(ValueError, match="expected max-f1, found 'best'"):
-        metrics.choose_thresholds(truth, scores, rule="best")
-
-
 @pytest.mark.parametrize("ties", [False, True])
 def test_resampled_auc_and_ap_equal_scikit_learn_with_weights(ties: bool) -> None:
     truth, scores, patients = made_up(240, ties=ties)
@@ -172,6 +148,33 @@ def test_sensitivity_intervals_are_at_the_given_thresholds() -> None:
         assert interval is not None
         assert interval.low <= point[name] <= interval.high
         assert interval.high - interval.low < 0.3
+
+
+def test_report_intervals_are_those_of_the_report_on_resampled_patients() -> None:
+    truth, scores, patients = made_up(240)
+    names = [f"{patient:02d}" for patient in patients]  # sorted as text
+    found = metrics.report_intervals(truth, scores, names, thresholds=0.4, num_resamples=60, seed=3)
+    counts = metrics.resample_counts(20, 60, 3).astype(int)
+    samples = []
+    for drawn in counts:
+        rows = np.concatenate([np.tile(np.flatnonzero(patients == p), times) for p, times in enumerate(drawn)])
+        samples.append(metrics.classification_report(truth[rows], scores[rows], 0.4))
+    for row in (*LABELS, "micro avg", "macro avg", "weighted avg"):
+        for name in ("precision", "recall", "f1-score"):
+            low, high = np.quantile([sample[row][name] for sample in samples], [0.025, 0.975])
+            interval = found[row][name]
+            assert interval is not None
+            assert (interval.low, interval.high) == pytest.approx((low, high)), (row, name)
+
+
+def test_report_intervals_of_a_label_without_positives_are_undefined() -> None:
+    truth, scores, patients = made_up()
+    truth[:, 0] = 0
+    found = metrics.report_intervals(truth, scores, patients, num_resamples=20)
+    assert found[LABELS[0]]["recall"] is None
+    assert found[LABELS[0]]["f1-score"] is None
+    assert found["macro avg"]["recall"] is None
+    assert found["any"]["recall"] is not None
 
 
 def test_slice_summary_gives_what_an_epoch_logs() -> None:

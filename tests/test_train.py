@@ -35,11 +35,17 @@ class ToyReader:
         rng = np.random.default_rng(0)
         subtypes = (rng.random((NUM_TRAIN + NUM_VAL, 5)) < 0.3).astype(np.int8)
         self.toy_labels = np.concatenate([subtypes, subtypes.max(axis=1, keepdims=True)], axis=1)
-        self.index = pd.DataFrame({"sop_uid": [f"ID_{row:08x}" for row in range(NUM_TRAIN + NUM_VAL)]})
+        uids = [f"ID_{row:08x}" for row in range(NUM_TRAIN + NUM_VAL)]
+        ids = dict.fromkeys(("sop_uid", "study_uid", "series_uid", "patient_id", "pixel_sha1"), uids)
+        self.index = pd.DataFrame({**ids, "split": ["train"] * NUM_TRAIN + ["val"] * NUM_VAL})
         self.dataset_sha256 = "5e" * 32
+        self.dataset = {"split": {"rule": "made up"}}
 
     def labels(self) -> np.ndarray:
         return self.toy_labels
+
+    def is_blank(self, _: int) -> bool:
+        return False
 
     def rows(self, split: str) -> np.ndarray:
         return np.arange(NUM_TRAIN) if split == "train" else np.arange(NUM_TRAIN, NUM_TRAIN + NUM_VAL)
@@ -235,6 +241,22 @@ def test_resume_of_a_finished_run_changes_nothing(toy: Toy, undisturbed: Path, t
     summary = train.train(config(tmp_path / "run", resume="auto"))
     assert summary["epochs_run"] == 2
     assert before == {name: (tmp_path / "run" / name).read_bytes() for name in before}
+
+
+def test_every_checkpoint_holds_the_certificate(undisturbed: Path) -> None:
+    for name in (checkpoint.BEST, checkpoint.LAST):
+        found = checkpoint.read_meta(undisturbed / name)["leakage_certificate"]
+        assert (found["clean"], found["rule"], found["dataset_sha256"]) == (True, "made up", "5e" * 32)
+        assert [found["splits"][split]["patients"] for split in ("train", "val")] == [NUM_TRAIN, NUM_VAL]
+
+
+def test_splits_that_share_a_patient_are_not_trained_on_unless_meant(toy: Toy, tmp_path: Path) -> None:
+    toy.reader.index.loc[[0, NUM_TRAIN], "patient_id"] = "ID_twice"
+    with pytest.raises(RecordError, match=r"found 1 patients in both train and val; .* or --allow-leakage"):
+        train.train(config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    train.train(config(tmp_path / "run", epochs=1, allow_leakage=True))
+    assert checkpoint.read_meta(tmp_path / "run" / checkpoint.BEST)["leakage_certificate"]["clean"] is False
 
 
 def test_existing_run_is_not_written_over(toy: Toy, tmp_path: Path) -> None:
@@ -533,11 +555,11 @@ def test_killed_run_on_real_records_goes_on_to_the_same_weights(
     train.train(config(tmp_path / "whole", **changes))
     step = Learner.step
 
-    def kill(learner: Learner, batch: Batch, lr: float) -> Any:
+    def kill(learner: Learner, *given: Any) -> Any:
         if len(taken) == 2:
             raise Killed
         taken.append(0)
-        return step(learner, batch, lr)
+        return step(learner, *given)
 
     taken: list[int] = []
     with monkeypatch.context() as patch:

@@ -68,7 +68,7 @@ class Source:
         if not self.order.num_steps:
             raise FastichError(
                 f"{reader.folder}: {len(rows)} slices in split {config.split!r} do not fill one batch; "
-                f"lower --batch-size {config.batch_size}"
+                f"lower --batch-size {config.batch_size * config.world_size}"
             )
 
     def work(self, epoch: int, start: int, make: Callable[[Work], T]) -> Generator[T, None, None]:

@@ -12,8 +12,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastich.calibration import NONE, Calibration
 from fastich.hu import AIR_HU
-from fastich.labels import ANY
+from fastich.models.calibrator import Calibrator
 from fastich.models.densenet import DenseNet121Classifier
 from fastich.preprocess import Preprocess
 from fastich.windowing import Window
@@ -45,24 +46,19 @@ class Front(nn.Module):
 class ServingModel(nn.Module):
     """A trained network between its preprocessing and its outputs, in the order of ``artifact.OUTPUTS``."""
 
-    def __init__(self, front: nn.Module, model: DenseNet121Classifier) -> None:
+    def __init__(self, front: nn.Module, model: DenseNet121Classifier, calibration: Calibration = NONE) -> None:
         super().__init__()
         self.front = front
         self.model = model
+        self.calibrator = Calibrator(calibration)
         self.eval()
 
     def forward(self, hu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return probability [N, K], logit [N, K], embedding [N, C], cam [N, K, h, w] of ``hu`` int16 [N, H, W]."""
+        """Return probability [N, K], raw logit [N, K], embedding [N, C], cam [N, K, h, w] of ``hu`` int16 [N, H, W]."""
         features_NChw = self.model.features(self.front(hu))
         embedding_NC = features_NChw.mean(dim=(2, 3))
         logit_NK = self.model.head(embedding_NC)
-        return probability(logit_NK), logit_NK, embedding_NC, class_maps(self.model, features_NChw, embedding_NC)
-
-
-def probability(logit_NK: Tensor) -> Tensor:
-    """The sigmoid, with p(any) raised to the largest subtype's (``labels.enforce_any``; ``any`` is the last label)."""
-    each = torch.sigmoid(logit_NK)
-    return torch.cat([each[:, :ANY], each.amax(dim=1, keepdim=True)], dim=1)
+        return self.calibrator(logit_NK), logit_NK, embedding_NC, class_maps(self.model, features_NChw, embedding_NC)
 
 
 def class_maps(model: DenseNet121Classifier, features_NChw: Tensor, embedding_NC: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ def torchscript_bytes(serving: ServingModel, example: torch.Tensor) -> bytes:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         half_scripted = ServingModel(torch.jit.script(serving.front), serving.model)
+        half_scripted.calibrator = serving.calibrator
         module = torch.jit.trace(half_scripted, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         archive = io.BytesIO()
         torch.jit.save(module, archive)

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import metrics
+from fastich import metrics, operating_points
 from fastich.labels import LABELS
 from fastich.metrics import Interval
 
 THRESHOLD_RULE = "max-f1"
 PROBABILITY_COLUMNS = [f"p_{label}" for label in LABELS]
+LOGIT_COLUMNS = [f"logit_{label}" for label in LABELS]
 
 
 def truth_and_scores(predictions: pd.DataFrame) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
@@ -35,8 +36,8 @@ def choose_on_validation(validation: pd.DataFrame) -> dict[str, Any]:
     return {
         "rule": THRESHOLD_RULE,
         "split": "val",
-        "thresholds": by_label(metrics.choose_thresholds(truth, scores, THRESHOLD_RULE)),
-        "fallback_labels": list(metrics.labels_without_positive(truth)),
+        "thresholds": by_label(operating_points.choose(truth, scores, THRESHOLD_RULE)),
+        "fallback_labels": list(operating_points.fallback_labels(truth, THRESHOLD_RULE)),
     }
 
 
@@ -47,7 +48,8 @@ def summarise(
 
     ``thresholds`` is the result of ``choose_on_validation``. Keys: counts, ``prevalence``, ``log_loss``, ``study_any``,
     ``thresholds``; per label ``auc``, ``average_precision``, and at the thresholds ``sensitivity``, ``specificity``;
-    ``reports`` and ``operating_points``, each ``at_0.5`` and ``at_thresholds``. An interval comes as an ``estimate``.
+    ``reports``, ``report_intervals`` and ``operating_points``, each ``at_0.5`` and ``at_thresholds``. An interval comes
+    as an ``estimate``.
     """
     truth, scores = truth_and_scores(predictions)
     chosen = np.array([thresholds["thresholds"][label] for label in LABELS])
@@ -73,8 +75,30 @@ def summarise(
         "intervals": {"level": metrics.LEVEL, "num_resamples": num_resamples, "unit": "patient"},
         "thresholds": thresholds,
         "reports": {name: metrics.classification_report(truth, scores, at) for name, at in points.items()},
+        "report_intervals": {
+            name: _report_intervals(truth, scores, predictions["patient_id"], at, num_resamples, seed)
+            for name, at in points.items()
+        },
         "operating_points": operating,
         "study_any": study_level(predictions, num_resamples, seed),
+    }
+
+
+def _report_intervals(
+    truth: NDArray[np.int8],
+    scores: NDArray[np.float64],
+    patients: "pd.Series[str]",
+    thresholds: NDArray[np.float64],
+    num_resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Intervals of the rows of a classification report, JSON-ready."""
+    found = metrics.report_intervals(
+        truth, scores, patients, thresholds=thresholds, num_resamples=num_resamples, seed=seed
+    )
+    return {
+        row: {name: None if interval is None else asdict(interval) for name, interval in values.items()}
+        for row, values in found.items()
     }
 
 

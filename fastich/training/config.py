@@ -1,14 +1,16 @@
 """What a training run is asked to do; the defaults are the study's. Flags are made from it, checkpoints hold it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders import LoaderConfig
 from fastich.loaders.config import BACKENDS, CACHES
-from fastich.training.environment import num_cores
+from fastich.training.distributed import ALONE, World, cores_a_process
+from fastich.training.losses import CLASS_WEIGHTS, FOCAL_GAMMA, LOSSES
 from fastich.training.modes import COMPILE_MODES, GRAPH_MODES
+from fastich.training.schedule import SCHEDULES
 from fastich.verb import option, plain, required
 from fastich.windowing import Window, parse_windows
 
@@ -18,11 +20,12 @@ SMALLEST_SIZE = 32
 
 FREE_ON_RESUME = frozenset(
     {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "cache", "device"}
-    | {"compile", "cuda_graph", "profile"}
+    | {"compile", "cuda_graph", "profile", "allow_leakage"}
 )
 """What may change when a run goes on: where things are and what computes. Equal weights need equal threads on a CPU,
 where each takes a part of the batch through the network (``replicas.py``), and an equal cache with ``augment`` or where
-it rounds (``loaders/planes.py``)."""
+it rounds (``loaders/planes.py``); the number of processes is no option at all and may change. Whatever a step computes
+(loss, weights, EMA, clipping, accumulation, schedule) may not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,24 @@ class TrainConfig:
     out: Path = required("run folder to make: checkpoints, metrics.jsonl, curves, run.json")
     epochs: int = option(30, "most epochs")
     patience: int = option(8, "stop after this many epochs without a lower validation loss")
-    batch_size: int = option(64, "slices a step")
+    batch_size: int = option(64, "slices a batch, over all processes together")
     size: int = option(256, "side of the network's input, pixels")
     windows: str = option("brain,subdural,bone", "the three channels: windows by name or as center/width in HU")
     adjacent: str | None = option(None, "instead of --windows: slices s-1, s, s+1 through this one window")
     weights: str = option("imagenet", "start from imagenet, none (random) or FILE (torchvision .pth, our .safetensors)")
-    lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle")
-    schedule: str = option("constant", "learning rate over the run", choices=("constant", "one-cycle"))
+    lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle and cosine")
+    schedule: str = option("constant", "learning rate over the run", choices=SCHEDULES)
+    warmup_epochs: float = option(0.0, "epochs over which --schedule cosine first rises to --lr")
+    loss: str = option("bce", "binary cross entropy, or its focal form, which turns easy slices down", choices=LOSSES)
+    focal_gamma: float = option(FOCAL_GAMMA, "how far --loss focal turns easy slices down")
+    class_weights: str = option(
+        "none",
+        "weights in the loss: challenge (any counts twice) or inverse (positives by inverse prevalence, at most 50)",
+        choices=CLASS_WEIGHTS,
+    )
+    ema: float = option(0.0, "judge and keep a moving average of the weights with this decay, as 0.999 (0: none)")
+    clip_norm: float = option(0.0, "largest norm of a step's gradient over all weights (0: any)")
+    accumulate: int = option(1, "batches to one step of the optimiser")
     augment: bool = option(False, "flip, rotate, scale, shift and vary the intensity of training slices")
     balanced: bool = option(False, "draw slices so that rare labels are seen more often")
     amp: bool = option(False, "mixed precision: bfloat16 where the device has it, else float16 with a scaler")
@@ -50,32 +64,53 @@ class TrainConfig:
     cache: str = option("none", "keep the splits in memory at --size: none, host (RAM) or device (GPU)", choices=CACHES)
     device: str = option("auto", "where the network runs", choices=("auto", "cpu", "cuda"))
     resume: str = option("no", "auto: go on from OUT's last checkpoint if there is one", choices=("no", "auto"))
-    checkpoint_steps: int = option(0, "also save a checkpoint every this many steps (0: at the end of an epoch only)")
-    threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
+    checkpoint_steps: int = option(0, "also save a checkpoint every this many batches (0: at the end of an epoch only)")
+    threads: int = option(0, "CPU threads of the loader and of the network, of each process (0: all cores)")
     seed: int = option(0, "seed of weights, order, augmentation and dropout")
+    allow_leakage: bool = option(False, "train although patients or images stand in two splits")
     tensorboard: bool = option(False, "also write OUT/tensorboard (needs the tensorboard package)")
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is opened."""
-        for name in ("epochs", "patience", "batch_size", "lr"):
+        for name in ("epochs", "patience", "batch_size", "lr", "focal_gamma", "accumulate"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{flag(name)} must be > 0, found {getattr(self, name)}")
-        for name in ("checkpoint_steps", "threads", "seed"):
-            if getattr(self, name) < 0:
+        for name in ("checkpoint_steps", "threads", "seed", "warmup_epochs", "clip_norm"):
+            if not getattr(self, name) >= 0:
                 raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
         if self.size < SMALLEST_SIZE:
             raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
-        for name, choices in (("compile", COMPILE_MODES), ("cache", CACHES)):
+        for name, choices in (
+            ("compile", COMPILE_MODES),
+            ("cache", CACHES),
+            ("schedule", SCHEDULES),
+            ("loss", LOSSES),
+            ("class_weights", CLASS_WEIGHTS),
+        ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{flag(name)}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if self.cuda_graph and self.compile in GRAPH_MODES:
             raise UsageError(f"--cuda-graph records the step itself; use --compile default or none, not {self.compile}")
         if self.cuda_graph and self.profile:
             raise UsageError("--profile cannot look into a step that is one graph; profile without --cuda-graph")
+        self._check_recipe()
         wanted = 1 if self.adjacent else NUM_CHANNELS
         if len(self.channel_windows) != wanted:
             name = "--adjacent" if self.adjacent else "--windows"
             raise UsageError(f"{name}: expected {wanted} windows, found {len(self.channel_windows)}")
+
+    def _check_recipe(self) -> None:
+        """Refuse options of the loss, the schedule and the weights that mean nothing together."""
+        if not self.ema < 1 or self.ema < 0:
+            raise UsageError(f"--ema must be >= 0 and below 1, found {self.ema}")
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise UsageError(f"--warmup-epochs belongs to --schedule cosine, found {self.schedule}")
+        if self.warmup_epochs >= self.epochs:
+            raise UsageError(f"--warmup-epochs must be below --epochs {self.epochs}, found {self.warmup_epochs}")
+        if self.focal_gamma != FOCAL_GAMMA and self.loss != "focal":
+            raise UsageError(f"--focal-gamma belongs to --loss focal, found {self.loss}")
+        if self.cuda_graph and self.accumulate > 1:
+            raise UsageError("--cuda-graph records one step that is always the same; leave it or --accumulate out")
 
     @property
     def channel_windows(self) -> tuple[Window, ...]:
@@ -84,16 +119,16 @@ class TrainConfig:
 
     @property
     def num_threads(self) -> int:
-        """Threads, with 0 resolved."""
-        return self.threads or num_cores()
+        """Threads of this process, with 0 resolved."""
+        return self.threads or cores_a_process()
 
-    def loader_config(self, split: str, device: str) -> LoaderConfig:
-        """How ``split`` is read: training shuffled and augmented as asked, others in order and as they are."""
+    def loader_config(self, split: str, device: str, world: World = ALONE) -> LoaderConfig:
+        """How a rank reads ``split``: training shuffled and augmented as asked, others in order and as they are."""
         training = split == "train"
         return LoaderConfig(
             records=self.records,
             split=split,
-            batch_size=self.batch_size,
+            batch_size=world.share(self.batch_size),
             size=self.size,
             windows=self.channel_windows,
             adjacent=self.adjacent is not None,
@@ -101,6 +136,8 @@ class TrainConfig:
             shuffle=training,
             balanced=training and self.balanced,
             seed=self.seed,
+            rank=world.rank,
+            world_size=world.size,
             drop_last=training,
             backend=self.loader,
             device=device,
@@ -125,7 +162,7 @@ def flag(name: str) -> str:
 
 
 def require_same(old: dict[str, Any], config: TrainConfig, where: Path) -> None:
-    """Refuse to go on with a run under another config.
+    """Refuse to go on with a run under another config; what an older release did not know was at its default.
 
     More epochs are welcome while the learning rate is constant; under a schedule they would change the past.
 
@@ -133,9 +170,11 @@ def require_same(old: dict[str, Any], config: TrainConfig, where: Path) -> None:
         CheckpointError: names the first flag that differs.
     """
     free = FREE_ON_RESUME | ({"epochs"} if config.schedule == "constant" else frozenset())
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
     for name, now in config.resolved().items():
-        if name not in free and old.get(name) != now:
+        before = old.get(name, defaults[name])
+        if name not in free and before != now:
             raise CheckpointError(
-                f"{where}: the run was started with {flag(name)} {old.get(name)}, now {now}; "
+                f"{where}: the run was started with {flag(name)} {before}, now {now}; "
                 "give the old value, or start a new --out"
             )

@@ -4,7 +4,6 @@ Metrics of the training split come from the very outputs that were learned from,
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,9 @@ from fastich import verb
 from fastich.files import write_json
 from fastich.loaders import Batch, Loader
 from fastich.training import curves, history
+from fastich.training.accumulation import is_checkpoint_due, num_updates, part_of
 from fastich.training.config import TrainConfig
+from fastich.training.distributed import World
 from fastich.training.learner import Clock, Learner
 from fastich.training.loss_watch import LossWatch, NotFiniteError, require_finite
 from fastich.training.position import Position
@@ -47,10 +48,19 @@ class Job:
         """SOP instance UIDs of row numbers."""
         return [str(uid) for uid in self.train_loader.reader.index["sop_uid"].iloc[rows.cpu().numpy()]]
 
+    @property
+    def world(self) -> World:
+        """The processes that train together."""
+        return self.learner.world
+
     def lr(self, step: int) -> float:
-        """The learning rate of ``step``, counted over the whole run."""
-        num_steps = self.config.epochs * self.train_loader.num_batches
-        return learning_rate(self.config.schedule, self.config.lr, step, num_steps)
+        """The learning rate of the optimiser step that batch ``step``, counted over the whole run, belongs to."""
+        config, num_batches = self.config, self.train_loader.num_batches
+        each_epoch = num_updates(num_batches, config.accumulate)
+        epoch, number = divmod(step, num_batches)
+        update = epoch * each_epoch + number // config.accumulate
+        num_warmup = round(config.warmup_epochs * each_epoch)
+        return learning_rate(config.schedule, config.lr, update, config.epochs * each_epoch, num_warmup)
 
 
 def run_epoch(job: Job, position: Position, seen: Predictions) -> Position:
@@ -59,10 +69,12 @@ def run_epoch(job: Job, position: Position, seen: Predictions) -> Position:
     Raises:
         NotFiniteError: a loss or weight is no number; the last checkpoint is as it was.
     """
-    trained = learn(job, position, seen)
+    trained = learn(job, position, seen).gathered(job.world)
     last_step = (position.epoch + 1) * job.train_loader.num_batches - 1
+    job.learner.settle()
     require_finite(job.learner.model, last_step)
-    validated = _validate(job, position)
+    with job.learner.judged():
+        validated = _validate(job, position)
     line: history.Line = {
         "epoch": position.epoch,
         "step": last_step + 1,
@@ -70,30 +82,33 @@ def run_epoch(job: Job, position: Position, seen: Predictions) -> Position:
         "train": trained.summary(),
         "val": validated.summary(),
     }
-    after = position.after_epoch(line["val"]["loss"], trained.seconds + validated.seconds)
+    loss = job.world.of_writer(line["val"]["loss"])  # machines may differ in the last digit, and must stop alike
+    after = position.after_epoch(loss, trained.seconds + validated.seconds)
     _write(job, line, after)
     return after
 
 
 def learn(job: Job, position: Position, seen: Predictions) -> Predictions:
-    """Learn from the batches of ``position``'s epoch that are left; return all that was predicted in the epoch."""
+    """Learn from the batches of ``position``'s epoch that are left; return all that this rank predicted in it."""
     job.learner.model.train()
-    watch, clock = LossWatch(job.names), Clock(job.learner.precision, already_s=seen.seconds)
+    watch, clock = LossWatch(job.names, job.world), Clock(job.learner.precision, already_s=seen.seconds)
     num_batches = job.train_loader.num_batches
     given = job.train_loader.epoch(position.epoch, position.batch)
     batches = on_device(given, job.learner.precision.device, job.profile.span)
     with _bar(job, job.train_loader, f"epoch {position.epoch + 1}", position.batch) as bar:
         for number, batch in enumerate(batches, position.batch):
             step = position.epoch * num_batches + number
-            loss, logits = job.learner.step(batch, job.lr(step))
+            part = part_of(number, num_batches, job.config.accumulate)
+            loss, logits = job.learner.step(batch, job.lr(step), part)
             seen.add(logits, batch.labels, batch.rows)
             watch.add(step, loss, batch.rows)
-            bar.update(len(batch.rows))
+            bar.update(len(batch.rows) * job.world.size)
             if watch.is_due:
                 bar.set_postfix(loss=f"{_check(job, watch):.4f}")
-            if _is_checkpoint_due(job.config.checkpoint_steps, step, number, num_batches):
+            if is_checkpoint_due(job.config.checkpoint_steps, step, part) and number + 1 < num_batches:
                 _check(job, watch)
                 job.train_loader.check()
+                job.learner.settle()
                 require_finite(job.learner.model, step)
                 seen.seconds = clock.seconds()
                 job.folder.save_last(job.learner, position.at_batch(number + 1, seen.seconds), seen)
@@ -103,36 +118,35 @@ def learn(job: Job, position: Position, seen: Predictions) -> Predictions:
     return seen
 
 
-def _is_checkpoint_due(every: int, step: int, number: int, num_batches: int) -> bool:
-    """Every ``every`` steps, but not after an epoch's last batch: its end saves anyway."""
-    return every > 0 and (step + 1) % every == 0 and number + 1 < num_batches
-
-
 def _check(job: Job, watch: LossWatch) -> float:
     """Look at the recent losses; on a bad one leave all its slices in nonfinite.json, then stop."""
     try:
         return watch.check() or 0.0
     except NotFiniteError as error:
-        write_json(job.config.out / "nonfinite.json", {"step": error.step, "sop_uids": error.sop_uids})
+        if job.world.is_writer:
+            write_json(job.config.out / "nonfinite.json", {"step": error.step, "sop_uids": error.sop_uids})
+        job.world.meet()  # the first process to end makes torchrun end the others: not before the file is there
         raise
 
 
 def _validate(job: Job, position: Position) -> Predictions:
     clock = Clock(job.learner.precision)
     with _bar(job, job.val_loader, "validate", 0) as bar:
-        batches = _counted(job.val_loader.epoch(0), bar)
-        seen = predict(job.learner.model, job.learner.forward, batches, job.learner.precision, job.config.batch_size)
-    seen.seconds = clock.seconds()
+        batches = _counted(job.val_loader.epoch(0), bar, job.world.size)
+        batch_size = job.world.share(job.config.batch_size)
+        mine = predict(job.learner.model, job.learner.forward, batches, job.learner.precision, batch_size)
+    mine.seconds = clock.seconds()
+    seen = mine.gathered(job.world).each_row_once()
     if not math.isfinite(seen.loss()):
         step = (position.epoch + 1) * job.train_loader.num_batches - 1
         raise NotFiniteError(f"validation loss is {seen.loss()} after step {step}; lower --lr", step, [])
     return seen
 
 
-def _counted(batches: Iterator[Batch], bar: "tqdm[Any]") -> Iterator[Batch]:
+def _counted(batches: Iterator[Batch], bar: "tqdm[Any]", num_ranks: int) -> Iterator[Batch]:
     for batch in batches:
         yield batch
-        bar.update(len(batch.rows))
+        bar.update(len(batch.rows) * num_ranks)
 
 
 def _bar(job: Job, loader: Loader, title: str, start_batch: int) -> "tqdm[Any]":
@@ -141,15 +155,18 @@ def _bar(job: Job, loader: Loader, title: str, start_batch: int) -> "tqdm[Any]":
         initial=start_batch * job.config.batch_size,
         unit=" slices",
         desc=title,
-        disable=not sys.stderr.isatty(),
+        disable=not verb.shows_progress(),
         leave=False,
     )
 
 
 def _write(job: Job, line: history.Line, after: Position) -> None:
     """Leave an epoch behind: metrics, then the last checkpoint, then the best (see run_folder), then pictures."""
-    history.append(job.config.out, line)
+    if job.world.is_writer:
+        history.append(job.config.out, line)
     job.folder.save_last(job.learner, after)
+    if not job.world.is_writer:
+        return
     is_best = after.stopping.best_epoch == line["epoch"]
     if is_best:
         job.folder.save_best(job.learner, after)

@@ -3,16 +3,25 @@
 Shapes: N slices, S side in pixels.
 """
 
+import contextlib
+import functools
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from fastich.loaders import Batch
 from fastich.models.densenet import DenseNet121Classifier, to_channels_last
+from fastich.training.accumulation import WHOLE, Part
+from fastich.training.averaging import Average
+from fastich.training.distributed import ALONE, World
 from fastich.training.graphs import StepGraph
+from fastich.training.losses import Loss
 from fastich.training.modes import compiled
 from fastich.training.precision import Precision
 from fastich.training.predictions import Forward
@@ -25,46 +34,82 @@ BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 2e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What a step needs. ``forward`` is ``model``, its compiled form or its replicas; they share their weights."""
+    """What a step needs. ``forward`` is ``model``, its compiled form, its replicas or, among several processes, the
+    ``synced`` form of one of them, which adds up their gradients; all share their weights.
+    """
 
     model: DenseNet121Classifier
     forward: Forward
+    loss: Loss
     optimizer: torch.optim.Adam
     scaler: GradScaler
     precision: Precision
     replicas: Replicas | None
+    synced: DistributedDataParallel | None
     graph: StepGraph
     span: Span
+    clip_norm: float
+    average: Average | None
+    world: World
 
-    def step(self, batch: Batch, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Learn from one batch; return the loss (scalar) and the logits [N, 6], both still on the device.
+    def step(self, batch: Batch, lr: float, part: Part = WHOLE) -> tuple[torch.Tensor, torch.Tensor]:
+        """Learn from one batch; return its loss (scalar) and the logits [N, 6], both still on the device.
 
-        Nothing here waits for a GPU: the fused Adam takes the loss scale and its overflow flag as tensors.
+        The weights move after the last ``part`` of a group. Nothing here waits for a GPU: the fused Adam takes the loss
+        scale and its overflow flag as tensors.
         """
         device = self.precision.device
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
         set_learning_rate(self.optimizer, lr)
-        return self.graph.run(self._whole_step, images, labels)
+        done = self.graph.run(functools.partial(self._whole_step, part=part), images, labels)
+        if self.average and part.is_last:
+            self.average.update()
+        return done
 
-    def _whole_step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Everything that a step does on the device."""
-        loss, logits = self.replicas.learn(images, labels) if self.replicas else self._learn(images, labels)
-        with self.span("optimiser"):
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+    def _whole_step(
+        self, images: torch.Tensor, labels: torch.Tensor, part: Part = WHOLE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Everything that a step does on the device, the moving average aside."""
+        learn = self.replicas.learn if self.replicas else self._learn
+        loss, logits = learn(images, labels, part)
+        if part.is_last:
+            with self.span("optimiser"):
+                self._update()
         return loss, logits
 
-    def _learn(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and logits of one batch; its gradients are left on the weights."""
-        with self.span("forward"):
-            with self.precision.autocast():
-                logits = self.forward(images)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
-        with self.span("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def _learn(
+        self, images: torch.Tensor, labels: torch.Tensor, part: Part = WHOLE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and logits of one batch; the gradients of its share in the group's mean are left on the weights."""
+        apart = self.synced.no_sync() if self.synced and not part.is_last else contextlib.nullcontext()
+        with apart:
+            with self.span("forward"):
+                with self.precision.autocast():
+                    logits = self.forward(images)
+                loss = self.loss(logits.float(), labels)
+            with self.span("backward"):
+                if part.is_first:
+                    self.optimizer.zero_grad(set_to_none=True)
+                self.scaler.scale(loss / part.count).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
+
+    def _update(self) -> None:
+        """The optimiser's step, from gradients whose norm over all weights is at most ``clip_norm`` (0: any)."""
+        if self.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def judged(self) -> AbstractContextManager[None]:
+        """Inside, the network is the one that is validated and kept: its moving average, where there is one."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
+    def settle(self) -> None:
+        """Make what each process counted by itself one: the running statistics of batch norm, and their averages."""
+        statistics = [value for value in self.model.buffers() if value.is_floating_point()]
+        self.world.average(statistics + (self.average.statistics if self.average else []))
 
     def close(self) -> None:
         """Stop the threads, where there are any."""
@@ -78,9 +123,13 @@ def make_learner(
     *,
     lr: float,
     compile_mode: str = "none",
+    loss: Loss = Loss(),  # noqa: B008 (frozen, without tensors)
     replicas: int = 1,
     cuda_graph: bool = False,
     span: Span = no_span,
+    clip_norm: float = 0.0,
+    ema: float = 0.0,
+    world: World = ALONE,
 ) -> Learner:
     """Put ``model`` on the device, channels_last, with the study's Adam (fused: one pass over the weights).
 
@@ -89,9 +138,13 @@ def make_learner(
         precision: device and number format.
         lr: learning rate of the first step.
         compile_mode: of ``modes.COMPILE_MODES``.
-        replicas: parts of a batch that are learned from at once, on threads (CPU, not compiled).
+        loss: what is minimised.
+        replicas: parts of a batch that are learned from at once, on threads (CPU, not compiled, one process).
         cuda_graph: replay the step as one CUDA graph; the learning rate is then read from the device.
         span: times the parts of a step.
+        clip_norm: largest norm of the gradient over all weights, 0 for any.
+        ema: decay of the moving average, 0 for none.
+        world: the processes that learn together; they are connected.
     """
     model = to_channels_last(model.to(precision.device))
     optimizer = torch.optim.Adam(
@@ -103,17 +156,33 @@ def make_learner(
         fused=True,
         capturable=cuda_graph,
     )
-    split = Replicas(model, replicas, precision, span) if replicas > 1 else None
+    loss = loss.to(precision.device)
+    split = Replicas(model, replicas, precision, span, loss) if replicas > 1 else None
+    forward = split or compiled(model, compile_mode)
+    synced = _synced(forward) if world.size > 1 else None
     return Learner(
         model=model,
-        forward=split or compiled(model, compile_mode),
+        forward=synced or forward,
+        loss=loss,
         optimizer=optimizer,
         scaler=GradScaler(precision.device.type, enabled=precision.needs_scaler),
         precision=precision,
         replicas=split,
+        synced=synced,
         graph=StepGraph(precision.device, enabled=cuda_graph),
         span=span,
+        clip_norm=clip_norm,
+        average=Average(model, ema) if ema else None,
+        world=world,
     )
+
+
+def _synced(forward: Forward) -> DistributedDataParallel:
+    """``forward``, whose weights are now rank 0's, and whose backward pass leaves the mean gradient of all ranks.
+
+    Statistics of batch norm are left to ``Learner.settle``: sending them before each step would cost one more message.
+    """
+    return DistributedDataParallel(cast(nn.Module, forward), broadcast_buffers=False)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

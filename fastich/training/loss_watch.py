@@ -1,6 +1,7 @@
 """Stops a run whose loss is no longer a number, and names the step and slices, without waiting for the GPU each step.
 
-Losses stay on the device for ``EVERY`` steps and are looked at together: one wait in twenty steps.
+Losses stay on the device for ``EVERY`` steps and are looked at together: one wait in twenty steps. Several processes
+look at the losses of all of them, so that all stop at the same step.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from fastich.errors import FastichError
+from fastich.training.distributed import ALONE, World
 
 EVERY = 20
 NUM_NAMED = 8
@@ -20,7 +22,7 @@ class NotFiniteError(FastichError):
 
     Attributes:
         step: the first step, from 0, whose loss was not finite.
-        sop_uids: the slices of that step's batch.
+        sop_uids: the slices of that step's batch; of several processes, those of the ones whose loss it was.
     """
 
     def __init__(self, message: str, step: int, sop_uids: list[str]) -> None:
@@ -32,9 +34,9 @@ class NotFiniteError(FastichError):
 class LossWatch:
     """Holds the last few losses and the rows they came from."""
 
-    def __init__(self, name_rows: Callable[[torch.Tensor], list[str]]) -> None:
-        """Args: name_rows gives the SOP instance UIDs of row numbers."""
-        self._name_rows = name_rows
+    def __init__(self, name_rows: Callable[[torch.Tensor], list[str]], world: World = ALONE) -> None:
+        """Args: name_rows gives the SOP instance UIDs of row numbers; world shares the losses."""
+        self._name_rows, self._world = name_rows, world
         self._recent: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def add(self, step: int, loss: torch.Tensor, rows: torch.Tensor) -> None:
@@ -54,12 +56,15 @@ class LossWatch:
         """
         if not self._recent:
             return None
-        losses: list[float] = torch.stack([loss for _, loss, _ in self._recent]).tolist()
-        for (step, _, rows), loss in zip(self._recent, losses, strict=True):
-            if not math.isfinite(loss):
-                raise self._error(step, loss, rows)
+        losses = torch.stack([loss for _, loss, _ in self._recent])
+        by_rank: list[list[float]] = torch.stack(self._world.gather(losses)).tolist()
+        for number, (step, _, rows) in enumerate(self._recent):
+            bad = [rank for rank, found in enumerate(by_rank) if not math.isfinite(found[number])]
+            if bad:
+                theirs = torch.cat([self._world.gather(rows)[rank] for rank in bad])
+                raise self._error(step, by_rank[bad[0]][number], theirs)
         self._recent.clear()
-        return sum(losses) / len(losses)
+        return sum(map(sum, by_rank)) / (len(losses) * len(by_rank))
 
     def _error(self, step: int, loss: float, rows: torch.Tensor) -> NotFiniteError:
         uids = self._name_rows(rows)

@@ -9,9 +9,10 @@ included (``graphs.py``).
 from typing import cast
 
 import torch
+from torch import nn
 
 from fastich.errors import UsageError
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.training.distributed import ALONE, World
 from fastich.training.precision import Precision
 from fastich.training.predictions import Forward
 
@@ -20,15 +21,15 @@ GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes in which torch records CUDA graphs itself."""
 
 
-def compiled(model: DenseNet121Classifier, mode: str) -> Forward:
+def compiled(model: nn.Module, mode: str) -> Forward:
     """``model`` itself, or its compiled form, made for one shape of batch; they share their weights."""
     if mode == "none":
         return model
     return cast(Forward, torch.compile(model, mode=mode, dynamic=False))
 
 
-def require_runnable(compile_mode: str, cuda_graph: bool, precision: Precision) -> None:
-    """Refuse what the device cannot do, before anything is opened.
+def require_runnable(compile_mode: str, cuda_graph: bool, precision: Precision, world: World = ALONE) -> None:
+    """Refuse what the device cannot do, or not in several processes, before anything is opened.
 
     Raises:
         UsageError: says which flag, and what to give instead.
@@ -43,4 +44,22 @@ def require_runnable(compile_mode: str, cuda_graph: bool, precision: Precision) 
     if cuda_graph and precision.needs_scaler:
         raise UsageError(
             "--cuda-graph does not take float16, whose loss scale moves between steps; leave it or --amp out"
+        )
+    if world.size > 1 and (cuda_graph or compile_mode in GRAPH_MODES):
+        name = "--cuda-graph" if cuda_graph else f"--compile {compile_mode}"
+        raise UsageError(
+            f"{name} records no step that {world.size} processes share; use --compile default, or leave it"
+        )
+
+
+def require_shareable(cache: str, world: World) -> None:
+    """Refuse a cache in RAM that every process would fill with a copy of the whole split.
+
+    Raises:
+        UsageError: says what to give instead.
+    """
+    if cache == "host" and world.size > 1:
+        raise UsageError(
+            f"--cache host: each of {world.size} processes would hold the whole split; use --cache device (each GPU "
+            "holds it), or none: the files' pages are shared"
         )

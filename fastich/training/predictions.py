@@ -15,6 +15,7 @@ from torch import nn
 from fastich.labels import NUM_LABELS, enforce_any
 from fastich.loaders import Batch
 from fastich.metrics import slice_summary
+from fastich.training.distributed import World
 from fastich.training.precision import Precision
 from fastich.training.prefetch import on_device
 
@@ -45,8 +46,24 @@ class Predictions:
             "rows": torch.cat(self.rows) if self.rows else torch.empty(0, dtype=torch.int64),
         }
 
+    def gathered(self, world: World) -> "Predictions":
+        """Those of all ranks, in the order of the epoch; a world of one has them already."""
+        if world.size == 1:
+            return self
+        whole = Predictions(seconds=self.seconds)
+        whole.add(**{name: world.interleaved(value) for name, value in self.tensors().items()})
+        return whole
+
+    def each_row_once(self) -> "Predictions":
+        """Without what was predicted twice, since the order of an epoch wraps to give all ranks equally many."""
+        joined = self.tensors()
+        _, first = np.unique(joined["rows"].cpu().numpy(), return_index=True)
+        kept = Predictions(seconds=self.seconds)
+        kept.add(**{name: value[torch.from_numpy(np.sort(first))] for name, value in joined.items()})
+        return kept
+
     def loss(self) -> float:
-        """Mean binary cross entropy over slices and labels, in float64."""
+        """Mean binary cross entropy over slices and labels, in float64: plain, whatever loss is learned from."""
         joined = self.tensors()
         loss = nn.functional.binary_cross_entropy_with_logits(joined["logits"].double(), joined["labels"].double())
         return float(loss)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.training.accumulation import WHOLE, Part
+from fastich.training.losses import Loss
 from fastich.training.precision import Precision
 from fastich.training.profiling import Span, no_span
 
@@ -28,9 +29,17 @@ FEWEST_SLICES = 4
 class Replicas:
     """One network on ``count`` threads; ``model`` keeps the weights, the gradients and the statistics."""
 
-    def __init__(self, model: DenseNet121Classifier, count: int, precision: Precision, span: Span = no_span) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        count: int,
+        precision: Precision,
+        span: Span = no_span,
+        loss: Loss = Loss(),  # noqa: B008 (frozen, without tensors)
+    ) -> None:
         """Copy the network's structure, share its weights and start the threads; ``span`` times them."""
-        self._precision, self._span = precision, span
+        self._precision, self._span, self._loss = precision, span, loss
+        self.count = count
         self._models = [model, *(_sharing(model) for _ in range(count - 1))]
         self._pool = ThreadPoolExecutor(count, "fastich-replica", initializer=torch.set_num_threads, initargs=(1,))
         self._passed = [threading.Event() for _ in self._models]
@@ -42,8 +51,12 @@ class Replicas:
         parts = images.chunk(len(self._models))
         return torch.cat(list(self._pool.map(self._look, parts)))
 
-    def learn(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and logits [N, 6] of one batch; the gradients of the mean loss are left on the model's weights."""
+    def learn(
+        self, images: torch.Tensor, labels: torch.Tensor, part: Part = WHOLE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and logits [N, 6] of one batch; the gradients of its share in the group's mean loss are left, or added,
+        on the model's weights.
+        """
         count = len(self._models) if len(images) >= FEWEST_SLICES * len(self._models) else 1
         models, main = self._models[:count], self._models[0]
         statistics = [_statistics(model) for model in models]
@@ -52,10 +65,12 @@ class Replicas:
             torch._foreach_copy_(copied, statistics[0])
         for event in self._passed:
             event.clear()
+        for model in models[0 if part.is_first else 1 :]:
+            model.zero_grad(set_to_none=True)
         images_parts, labels_parts = images.tensor_split(count), labels.tensor_split(count)
         share = [len(part) / len(images) for part in images_parts]
         work = [
-            self._pool.submit(self._backward, *job)
+            self._pool.submit(self._backward, *job, part.count)
             for job in zip(range(count), images_parts, labels_parts, share, strict=True)
         ]
         done = [future.result() for future in work]
@@ -76,23 +91,22 @@ class Replicas:
         return logits
 
     def _backward(
-        self, number: int, images: torch.Tensor, labels: torch.Tensor, share: float
+        self, number: int, images: torch.Tensor, labels: torch.Tensor, share: float, num_batches: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         model = self._models[number]
         try:
             with self._span("forward"):
                 with self._precision.autocast():
                     logits = model(images)
-                loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels) * share
+                loss = self._loss(logits.float(), labels) * share
         finally:
             self._passed[number].set()  # an error here must not leave the next part waiting
         with self._span("backward"):
-            model.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss / num_batches).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), logits.detach()
 
 
-def _sharing(model: DenseNet121Classifier) -> DenseNet121Classifier:
+def _sharing(model: nn.Module) -> nn.Module:
     """A copy that looks at the very weights of ``model`` but has gradients and batch statistics of its own."""
     made = copy.deepcopy(model)
     for own, shared in zip(made.parameters(), model.parameters(), strict=True):
@@ -105,7 +119,7 @@ def _statistics(model: nn.Module) -> list[torch.Tensor]:
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
-def _add_gradients(models: list[DenseNet121Classifier]) -> None:
+def _add_gradients(models: list[nn.Module]) -> None:
     gradients = [[parameter.grad for parameter in model.parameters() if parameter.grad is not None] for model in models]
     for more in gradients[1:]:
         torch._foreach_add_(gradients[0], more)

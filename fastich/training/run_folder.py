@@ -1,5 +1,7 @@
 """A run's folder on disk: making it, saving into it, and finding the place where a killed run goes on.
 
+Of several processes rank 0 writes and all read; what only a rank knows is gathered before it is saved.
+
 Order at the end of an epoch: metrics line, last checkpoint, best checkpoint. A kill between any two is repaired on
 resume: the history is cut back to the checkpoint, and a best checkpoint that was due is written from the last one.
 """
@@ -15,6 +17,7 @@ from fastich.errors import CheckpointError, UsageError
 from fastich.files import write_json
 from fastich.training import history
 from fastich.training.config import TrainConfig, require_same
+from fastich.training.distributed import World
 from fastich.training.environment import versions
 from fastich.training.learner import Learner
 from fastich.training.position import Position
@@ -31,6 +34,7 @@ class RunFolder:
     path: Path
     config: TrainConfig
     dataset_sha256: str
+    leakage_certificate: dict[str, Any]
 
     @property
     def last(self) -> Path:
@@ -43,19 +47,27 @@ class RunFolder:
         return self.path / checkpoint.BEST
 
     def save_last(self, learner: Learner, position: Position, partial: Predictions | None = None) -> None:
-        """Save everything that going on needs; ``partial`` is what was predicted so far in an unfinished epoch."""
+        """Save everything that going on needs; ``partial`` is what was predicted so far in an unfinished epoch.
+
+        All ranks must come here.
+        """
         tensors = checkpoint.model_tensors(learner.model)
         tensors |= checkpoint.optimizer_tensors(learner.model, learner.optimizer)
-        tensors |= _rng_tensors(learner.precision.device)
+        tensors |= learner.average.tensors() if learner.average else {}
+        tensors |= _rng_tensors(learner.precision.device, learner.world)
         if partial is not None:
-            tensors |= {f"partial.{name}": value for name, value in partial.tensors().items()}
+            whole = partial.gathered(learner.world)
+            tensors |= {f"partial.{name}": value for name, value in whole.tensors().items()}
+        if not learner.world.is_writer:
+            return
         epoch = position.epoch if position.batch else position.epoch - 1
         checkpoint.save(self.last, self._meta(epoch, position, learner), tensors)
 
     def save_best(self, learner: Learner, position: Position) -> None:
-        """Save the network of the epoch that has just ended."""
+        """Save the network of the epoch that has just ended, as it was judged."""
         meta = self._meta(position.epoch - 1, position, learner)
-        checkpoint.save(self.best, meta, checkpoint.model_tensors(learner.model))
+        with learner.judged():
+            checkpoint.save(self.best, meta, checkpoint.model_tensors(learner.model))
 
     def _meta(self, epoch: int, position: Position, learner: Learner) -> dict[str, Any]:
         return {
@@ -64,10 +76,13 @@ class RunFolder:
             "config": self.config.resolved(),
             "input": self.config.network_input(),
             "dataset_sha256": self.dataset_sha256,
+            "leakage_certificate": self.leakage_certificate,
             "best_loss": position.stopping.best_loss,
             "best_epoch": position.stopping.best_epoch,
             "amp": learner.precision.name,
             "scaler": learner.scaler.state_dict(),
+            "ema_updates": learner.average.num_updates if learner.average else None,
+            "num_processes": learner.world.size,
             "ops": ops.backend(),
             "versions": versions(),
         }
@@ -84,22 +99,40 @@ class RunFolder:
                 raise CheckpointError(
                     f"{self.last}: missing although {self.best.name} is there; restore it, or start a new --out"
                 )
-            self._begin(0)
-            return Position(), Predictions()
+            self._begin(0, learner.world)
+            return self._alike(learner.world, Position()), Predictions()
         saved = checkpoint.load(self.last)
         self._require_same(saved)
         checkpoint.restore_model(learner.model, saved)
         checkpoint.restore_optimizer(learner.model, learner.optimizer, saved)
         learner.scaler.load_state_dict(saved.meta["scaler"])
-        _restore_rng(saved, learner.precision.device)
-        position = Position.from_meta(saved.meta["position"])
-        self._begin(position.epoch)
+        if learner.average:
+            learner.average.restore(saved)
+        _restore_rng(saved, learner.precision.device, learner.world)
+        position = self._alike(learner.world, Position.from_meta(saved.meta["position"]))
+        self._begin(position.epoch, learner.world)
         self._repair_best(learner, position)
         verb.say(f"resume: epoch {position.epoch + 1}, batch {position.batch} of {self.path}")
-        return position, _partial(saved, position, learner.precision.device)
+        return position, _partial(saved, position, learner.precision.device, learner.world)
 
-    def _begin(self, num_epochs: int) -> None:
+    def _alike(self, world: World, position: Position) -> Position:
+        """``position``, at which all ranks must be.
+
+        Raises:
+            CheckpointError: they look at different folders, or at records of their own.
+        """
+        mine = torch.tensor([position.epoch, position.batch, int(self.dataset_sha256[:15], 16)])
+        if any(not torch.equal(other, mine) for other in world.gather(mine)):
+            raise CheckpointError(
+                f"{self.path}: expected one run folder and one records folder for all {world.size} processes, found "
+                "different ones; put --out and --records on a file system that all machines share"
+            )
+        return position
+
+    def _begin(self, num_epochs: int, world: World) -> None:
         """Say in the folder what is going on in it: the config as it is now, ``num_epochs`` done, not finished."""
+        if not world.is_writer:
+            return
         (self.path / RUN_JSON).unlink(missing_ok=True)
         write_json(self.path / CONFIG_JSON, self.config.resolved() | {"input": self.config.network_input()})
         history.cut(self.path, num_epochs)
@@ -114,9 +147,9 @@ class RunFolder:
 
     def _repair_best(self, learner: Learner, position: Position) -> None:
         is_due = position.batch == 0 and position.epoch > 0 and position.stopping.best_epoch == position.epoch - 1
-        if is_due:
+        if is_due and learner.world.is_writer:
             self.save_best(learner, position)
-        elif position.stopping.best_epoch >= 0:
+        elif not is_due and position.stopping.best_epoch >= 0:
             checkpoint.load(self.best)
 
 
@@ -135,21 +168,33 @@ def check_out(config: TrainConfig) -> None:
         raise UsageError(f"{out} is not a run folder: it has no {CONFIG_JSON}; choose another --out")
 
 
-def _rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
+def _rng_tensors(device: torch.device, world: World) -> dict[str, torch.Tensor]:
+    """The generators of all ranks."""
     states = {"rng.cpu": torch.get_rng_state()}
-    return states | ({"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    states |= {"rng.cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    gathered = {name: world.gather(state) for name, state in states.items()}
+    return {_of_rank(name, rank): state for name, ranks in gathered.items() for rank, state in enumerate(ranks)}
 
 
-def _restore_rng(saved: checkpoint.Checkpoint, device: torch.device) -> None:
-    torch.set_rng_state(saved.tensors["rng.cpu"])
-    if device.type == "cuda" and "rng.cuda" in saved.tensors:
-        torch.cuda.set_rng_state(saved.tensors["rng.cuda"], device)
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}.{rank}" if rank else name
 
 
-def _partial(saved: checkpoint.Checkpoint, position: Position, device: torch.device) -> Predictions:
+def _restore_rng(saved: checkpoint.Checkpoint, device: torch.device, world: World) -> None:
+    """Set the generators of this rank; one that the run has had no process for keeps its first seed."""
+    on_cpu, on_cuda = (saved.tensors.get(_of_rank(name, world.rank)) for name in ("rng.cpu", "rng.cuda"))
+    if on_cpu is not None:
+        torch.set_rng_state(on_cpu)
+    if device.type == "cuda" and on_cuda is not None:
+        torch.cuda.set_rng_state(on_cuda, device)
+
+
+def _partial(saved: checkpoint.Checkpoint, position: Position, device: torch.device, world: World) -> Predictions:
+    """What this rank had predicted in the unfinished epoch: position p of it belongs to rank p % R."""
     if position.batch == 0:
         return Predictions()
-    logits, labels, rows = (saved.tensors[f"partial.{name}"] for name in PARTIAL)
+    parts = (saved.tensors[f"partial.{name}"] for name in PARTIAL)
+    logits, labels, rows = (part[world.rank :: world.size] for part in parts)
     seen = Predictions(seconds=position.epoch_seconds)
     seen.add(logits.to(device), labels.to(device), rows)
     return seen

@@ -1,0 +1,189 @@
+"""Train the sequence model: what a trained CNN says of each slice of a study -> what the whole study says of it.
+
+The CNN runs once over the records (and once more for each of ``--embedding-passes``); what it says is kept in the
+records' side folder. Then an epoch is a second. The model starts as the CNN's own answer and the checkpoint with the
+lowest log loss of validation slices is kept, so on validation it is never worse than the CNN. Of a k-fold run folder
+(RUN/fold-0 and so on) each fold gets its own sequence model in OUT/fold-k.
+
+A study run folder holds config.json, metrics.jsonl, checkpoints/ and, written last, run.json.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastich import checkpoint, verb
+from fastich.checkpoint import LoadedRun, load_run, weights_sha256
+from fastich.errors import FastichError, RecordError
+from fastich.files import write_json
+from fastich.records.reader import RecordReader
+from fastich.training import history
+from fastich.training.early_stopping import EarlyStopping
+from fastich.training.embedder import Feed, stores_of
+from fastich.training.environment import device_name, host, torch_threads, versions
+from fastich.training.position import Position
+from fastich.training.precision import choose_device, choose_precision
+from fastich.training.run_folder import RUN_JSON
+from fastich.training.study_config import StudyConfig, build_sequence
+from fastich.training.study_data import StudySet, rows_of, series_of
+from fastich.training.study_epoch import StudyJob, make_optimizer, run_epoch, validate
+from fastich.training.study_folder import StudyFolder, check_out, relative_run
+from fastich.training.study_predictions import slice_loss, study_aucs
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    made = verb.parser("train_study", __doc__)
+    verb.add_config_flags(made, StudyConfig)
+    train_study(verb.config_from_args(made.parse_args(argv), StudyConfig))
+    return 0
+
+
+def train_study(config: StudyConfig) -> list[dict[str, Any]]:
+    """Train as asked and return what each run.json holds: one, or one a fold.
+
+    Raises:
+        FastichError: one of its kinds, for whatever input, files or the machine got in the way.
+    """
+    return [train_one(one) for one in one_a_fold(config)]
+
+
+def one_a_fold(config: StudyConfig) -> list[StudyConfig]:
+    """``config`` itself, or of a folder of folds one config for each."""
+    folds = sorted(config.run.glob("fold-*/"), key=lambda folder: int(folder.name.removeprefix("fold-")))
+    if not folds or (config.run / checkpoint.FOLDER).is_dir():
+        return [config]
+    return [dataclasses.replace(config, run=fold, out=config.out / fold.name) for fold in folds]
+
+
+def train_one(config: StudyConfig) -> dict[str, Any]:
+    """Train the sequence model of one CNN; return what run.json holds."""
+    check_out(config.out, config.resume)
+    run = load_run(config.run, config.which)
+    precision = choose_precision(config.amp, choose_device(config.device))
+    with contextlib.closing(RecordReader(config.records)) as reader:
+        require_same_records(config.records, reader, run)
+        feed = Feed(
+            precision=precision, batch_size=config.embed_batch_size, loader=config.loader, threads=config.num_threads
+        )
+        with torch_threads(1):  # parts of a batch take the cores
+            training, validation = study_sets(config, run, reader, feed)
+        with torch_threads(config.num_threads):
+            job = start(config, run, reader, training, validation, precision.device)
+            position = job.folder.restore(job.model, job.optimizer, _beginning(job))
+            while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
+                position = run_epoch(job, position)
+            return _finish(job, position)
+
+
+def require_same_records(records: Path, reader: RecordReader, run: LoadedRun) -> None:
+    """Refuse records whose splits are not the CNN's: its training patients could be judged.
+
+    Raises:
+        RecordError: they are others.
+    """
+    if reader.dataset_sha256 != run.dataset_sha256:
+        raise RecordError(
+            f"{records}: expected the records that {run.run} was trained on ({run.dataset_sha256[:12]}), "
+            f"found {reader.dataset_sha256[:12]}; give those"
+        )
+
+
+def study_sets(config: StudyConfig, run: LoadedRun, reader: RecordReader, feed: Feed) -> tuple[StudySet, StudySet]:
+    """The training studies, with the augmented passes, and the validation studies."""
+    train_rows, val_rows = rows_of(reader, "train"), rows_of(reader, "val")
+    for split, rows in (("train", train_rows), ("val", val_rows)):
+        if not len(rows):
+            raise FastichError(f"{config.records}: no labelled slices in split {split!r}; pack more patients")
+    stores = stores_of(run, config.records, reader, train_rows, config.embedding_passes, feed)
+    labels = reader.labels()
+    return (
+        StudySet(series=series_of(reader.index, train_rows), labels=labels, stores=stores),
+        StudySet(series=series_of(reader.index, val_rows), labels=labels, stores=stores[:1]),
+    )
+
+
+def start(
+    config: StudyConfig,
+    run: LoadedRun,
+    reader: RecordReader,
+    training: StudySet,
+    validation: StudySet,
+    device: torch.device,
+) -> StudyJob:
+    """The network with its first weights, on the device; all random numbers follow from the seed."""
+    torch.manual_seed(config.seed)
+    embedding_size = training.stores[0].embedding_size
+    model = build_sequence(config.resolved(), embedding_size).to(device)
+    cnn = {
+        "run": relative_run(config.run, config.out),
+        "which": config.which,
+        "weights_sha256": weights_sha256(run.model),
+        "epoch": run.epoch,
+        "embedding_size": embedding_size,
+    }
+    folder = StudyFolder(path=config.out, config=config, dataset_sha256=reader.dataset_sha256, cnn=cnn)
+    verb.say(f"studies: {len(training.series)} series to train, {len(validation.series)} to validate")
+    return StudyJob(
+        config=config,
+        folder=folder,
+        model=model,
+        optimizer=make_optimizer(model, config),
+        training=training,
+        validation=validation,
+        val_rows=rows_of(reader, "val"),
+    )
+
+
+def _beginning(job: StudyJob) -> Position:
+    """Before the first epoch: what is to be undercut is the log loss of the CNN alone, which the model starts as."""
+    loss, _ = slice_loss(validate(job), job.validation.labels)
+    return Position(stopping=EarlyStopping(best_loss=loss))
+
+
+def _finish(job: StudyJob, position: Position) -> dict[str, Any]:
+    """Judge the best checkpoint on validation and write run.json."""
+    checkpoint.restore_model(job.model, checkpoint.load(job.folder.best))
+    summary = _summary(job, position)
+    write_json(job.config.out / RUN_JSON, summary)
+    found = summary["val"]
+    verb.say(
+        f"best epoch {position.stopping.best_epoch + 1}: validation log loss {found['log_loss']:.4f}, CNN alone "
+        f"{found['cnn_log_loss']:.4f}; {position.seconds:.0f} s; {job.folder.best}"
+    )
+    return summary
+
+
+def _summary(job: StudyJob, position: Position) -> dict[str, Any]:
+    predicted = validate(job)
+    loss, cnn_loss = slice_loss(predicted, job.validation.labels)
+    return {
+        "kind": "study",
+        "best_epoch": position.stopping.best_epoch,
+        "epochs_run": position.epoch,
+        "stopped_early": position.epoch < job.config.epochs,
+        "seconds": round(position.seconds, 3),
+        "val": {
+            "log_loss": loss,
+            "cnn_log_loss": cnn_loss,
+            "num_slices": len(predicted.rows),
+            "num_studies": len(predicted.study_uid),
+            "study_auc": study_aucs(predicted, job.validation.labels),
+        },
+        "history": history.read(job.folder.path),
+        "num_parameters": sum(parameter.numel() for parameter in job.model.parameters()),
+        "cnn": job.folder.cnn,
+        "dataset_sha256": job.folder.dataset_sha256,
+        "config": job.config.resolved(),
+        "device": job.device.type,
+        "device_name": device_name(job.device),
+        "versions": versions(),
+        "host": host(),
+    }
+
+
+if __name__ == "__main__":
+    verb.run(main)

@@ -1,0 +1,143 @@
+"""Fills the side store: one pass of a run's network over the records, at the cost of an evaluation of every slice.
+
+Training slices of a network are ones that it has learned by heart, so what it says of them is surer than what it will
+say of others. Passes with the loader's augmentation on show the sequence model slices that the network has not seen.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastich import embeddings, verb
+from fastich.checkpoint import LoadedRun, weights_sha256
+from fastich.embeddings import Chunk, Identity, Int64Array, Store
+from fastich.errors import RecordError
+from fastich.labels import NUM_LABELS
+from fastich.loaders import LoaderConfig, open_loader
+from fastich.loaders.order import ALL_ROWS
+from fastich.models.densenet import DenseNet121Classifier
+from fastich.records.reader import RecordReader
+from fastich.training.precision import Precision
+from fastich.training.predictions import Forward
+from fastich.training.prefetch import on_device
+from fastich.training.replicas import Replicas
+
+PASS_SEED = 0
+"""Of the augmentation; a pass's number is its epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How slices get through the network; none of it changes what a store holds by more than rounding.
+
+    Attributes:
+        precision: device and number format.
+        batch_size: slices at a time.
+        loader: which loader.
+        threads: of the loader; on a CPU also the parts of a batch that go through the network at once.
+    """
+
+    precision: Precision
+    batch_size: int = 64
+    loader: str = "auto"
+    threads: int = 1
+
+
+class Embedder(nn.Module):
+    """A classifier that also hands over what its head saw: images [N, 3, S, S] -> float32 [N, C + 6]."""
+
+    def __init__(self, model: DenseNet121Classifier) -> None:
+        """``model`` keeps its weights."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Pooled features, then the logits of the head."""
+        embedding = self.model.embedding(images)
+        return torch.cat([embedding.float(), self.model.head(embedding).float()], dim=1)
+
+
+def stores_of(
+    run: LoadedRun, records: Path, reader: RecordReader, train_rows: Int64Array, passes: int, feed: Feed
+) -> tuple[Store, ...]:
+    """The store of every slice, then ``passes`` stores of ``train_rows``, each with other augmentation.
+
+    Raises:
+        RecordError: a store is damaged.
+    """
+    every = np.arange(len(reader), dtype=np.int64)
+    return tuple(
+        ensure_store(run, records, reader, train_rows if number else every, number, feed)
+        for number in range(passes + 1)
+    )
+
+
+def ensure_store(
+    run: LoadedRun, records: Path, reader: RecordReader, rows: Int64Array, augmented_pass: int, feed: Feed
+) -> Store:
+    """The store of ``rows``, opened if it is there, else made by running the network.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    identity = identity_of(run, reader, augmented_pass)
+    store = embeddings.open_store(records, identity, rows)
+    if store is None:
+        verb.say(f"embeddings: {identity.folder(records)} is made now, {len(rows)} slices")
+        chunks = _chunks(run, records, rows, augmented_pass, feed)
+        embeddings.write_store(records, identity, rows, chunks)
+        store = embeddings.open_store(records, identity, rows)
+    if store is None:
+        raise RecordError(f"{identity.folder(records)}: another process wrote there; run one at a time")
+    return store
+
+
+def identity_of(run: LoadedRun, reader: RecordReader, augmented_pass: int = 0) -> Identity:
+    """What a store of this network over these records must say of itself."""
+    return Identity(
+        weights_sha256=weights_sha256(run.model),
+        dataset_sha256=reader.dataset_sha256,
+        input=run.meta["input"],
+        augmented_pass=augmented_pass,
+    )
+
+
+def _chunks(run: LoadedRun, records: Path, rows: Int64Array, augmented_pass: int, feed: Feed) -> Iterator[Chunk]:
+    """What the network says of ``rows``, batch by batch."""
+    device = feed.precision.device
+    config = LoaderConfig(
+        records=records,
+        split="train" if augmented_pass else ALL_ROWS,
+        batch_size=feed.batch_size,
+        size=run.size,
+        windows=run.windows,
+        adjacent=run.adjacent,
+        augment=augmented_pass > 0,
+        seed=PASS_SEED,
+        backend=feed.loader,
+        device=device.type,
+        threads=feed.threads,
+    )
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(contextlib.closing(open_loader(config)))
+        forward = _forward(stack, run, feed)
+        batches = verb.progress(
+            loader.epoch(augmented_pass), total=loader.num_batches, unit="batches", title="embeddings"
+        )
+        for batch in on_device(batches, device):
+            with torch.inference_mode(), feed.precision.autocast():
+                values = forward(batch.images).cpu().numpy()
+            yield batch.rows.numpy(), values[:, :-NUM_LABELS], values[:, -NUM_LABELS:]
+
+
+def _forward(stack: contextlib.ExitStack, run: LoadedRun, feed: Feed) -> Forward:
+    """The network in eval mode on its device: on a CPU with threads, parts of a batch at once (``replicas.py``)."""
+    embedder = Embedder(run.model).to(feed.precision.device).eval()
+    if feed.precision.device.type != "cpu" or feed.threads == 1:
+        return embedder
+    return stack.enter_context(contextlib.closing(Replicas(embedder, feed.threads, feed.precision)))
