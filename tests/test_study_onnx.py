@@ -8,7 +8,9 @@ import pytest
 import torch
 from toy_study import sequence_model
 
+from fastich import calibration
 from fastich.artifact import has_external_data
+from fastich.calibration import Calibration
 from fastich.errors import ArtifactError
 from fastich.labels import ANY
 from fastich.models import study_onnx
@@ -81,6 +83,45 @@ def test_any_is_at_least_the_largest_subtype_for_slices_and_study() -> None:
         probability = np.atleast_2d(found[name])
         assert (probability[:, ANY] >= probability[:, :ANY].max(axis=1)).all(), name
     np.testing.assert_allclose(found["slice_probability"][:, :ANY], raw[:, :ANY], atol=1e-6)
+
+
+def fitted(method: str, seed: int) -> Calibration:
+    random = np.random.default_rng(seed)
+    logit = random.normal(0, 3, (400, 6))
+    labels = (random.random((400, 6)) < 1 / (1 + np.exp(-0.6 * logit + 1))).astype(np.int64)
+    labels[:, 0] = 0 if seed else labels[:, 0]  # without a positive: this label keeps the sigmoid
+    return calibration.fit(logit, labels, method)
+
+
+@pytest.mark.parametrize("study_method", ["none", "temperature", "platt", "isotonic"])
+@pytest.mark.parametrize("slice_method", ["none", "platt", "isotonic"])
+def test_probabilities_are_those_of_the_calibrations(slice_method: str, study_method: str) -> None:
+    of_slices, of_study = fitted(slice_method, 0), fitted(study_method, 1)
+    found = run(study_onnx_bytes(model("gru"), of_slices, of_study), *study(200))
+    expected = of_slices.probability(found["slice_logit"])
+    np.testing.assert_allclose(found["slice_probability"], expected, atol=2e-6)
+    np.testing.assert_allclose(
+        found["study_probability"], of_study.probability(found["study_logit"][None])[0], atol=2e-6
+    )
+    raw = run(study_onnx_bytes(model("gru")), *study(200))
+    np.testing.assert_array_equal(found["slice_logit"], raw["slice_logit"])
+    assert (slice_method == "none") == bool(
+        np.allclose(found["slice_probability"], raw["slice_probability"], atol=1e-3)
+    )
+
+
+def test_constants_of_the_calibrations_can_be_found_by_name() -> None:
+    graph = onnx.load_from_string(study_onnx_bytes(model("gru"), fitted("platt", 0), fitted("isotonic", 0))).graph
+    names = {tensor.name for tensor in graph.initializer if "calibration" in tensor.name}
+    assert names == {
+        "slice_calibration_scale",
+        "slice_calibration_bias",
+        "study_calibration_scale",
+        "study_calibration_bias",
+        "study_calibration_knots",
+        "study_calibration_values",
+        "study_calibration_piecewise",
+    }
 
 
 def test_graph_holds_one_gru_whatever_the_length() -> None:

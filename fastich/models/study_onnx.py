@@ -12,6 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from fastich.artifact import TensorSpec, has_external_data
+from fastich.calibration import KNOTS, NONE, Calibration, constants
 from fastich.errors import ArtifactError
 from fastich.labels import ANY
 from fastich.models.onnx_graph import OPSET
@@ -73,8 +74,37 @@ STUDY = """
     study_logit_1K = Add (largest, study_correction)
     study_logit = Squeeze (study_logit_1K, zero)
 """
-PROBABILITY = """
-    {of}_each = Sigmoid ({logit})
+SIGMOID = """
+    {of}_scaled = Mul ({logit}, {of}_calibration_scale)
+    {of}_shifted = Add ({of}_scaled, {of}_calibration_bias)
+    {of}_smooth = Sigmoid ({of}_shifted)
+"""
+NO_KNOTS = """
+    {of}_each = Identity ({of}_smooth)
+"""
+KNOTTED = """
+    {of}_across = Unsqueeze ({logit}, one)
+    {of}_passed = GreaterOrEqual ({of}_across, {of}_calibration_knots)
+    {of}_passed_int = Cast <to = 7> ({of}_passed)
+    {of}_count = ReduceSum <keepdims = 0> ({of}_passed_int, one)
+    {of}_before = Sub ({of}_count, one)
+    {of}_at = Max ({of}_before, zero)
+    {of}_next = Add ({of}_at, one)
+    {of}_low = GatherElements <axis = 0> ({of}_calibration_knots, {of}_at)
+    {of}_high = GatherElements <axis = 0> ({of}_calibration_knots, {of}_next)
+    {of}_p_low = GatherElements <axis = 0> ({of}_calibration_values, {of}_at)
+    {of}_p_high = GatherElements <axis = 0> ({of}_calibration_values, {of}_next)
+    {of}_way = Sub ({logit}, {of}_low)
+    {of}_length = Sub ({of}_high, {of}_low)
+    {of}_ratio = Div ({of}_way, {of}_length)
+    {of}_part = Clip ({of}_ratio, nothing, whole)
+    {of}_rise = Sub ({of}_p_high, {of}_p_low)
+    {of}_risen = Mul ({of}_rise, {of}_part)
+    {of}_between = Add ({of}_p_low, {of}_risen)
+    {of}_each = Where ({of}_calibration_piecewise, {of}_between, {of}_smooth)
+"""
+"""As ``models/calibrator.py``: one segment between two knots is looked up, flat beyond them."""
+ANY_RULE = """
     {of}_subtypes = Slice ({of}_each, zero, any, one)
     {of}_most = ReduceMax ({of}_each, one)
     {out} = Concat <axis = 1> ({of}_subtypes, {of}_most)
@@ -85,14 +115,22 @@ SQUEEZE = """
 """
 
 
-def study_onnx_bytes(model: SequenceModel) -> bytes:
-    """``model`` with its probabilities as one self-contained ONNX file, checked by ``onnx.checker``.
+def study_onnx_bytes(
+    model: SequenceModel, slice_calibration: Calibration = NONE, study_calibration: Calibration = NONE
+) -> bytes:
+    """``model`` and what makes probabilities of its logits as one self-contained ONNX file, checked.
+
+    The constants of the two calibrations are initializers named as in ``calibration.constants``, with ``slice_`` or
+    ``study_`` before it, so that a site can put its own in their place.
 
     Raises:
         ArtifactError: the checker found a fault.
     """
-    graph = onnx.parser.parse_graph(_text(model))
-    graph.initializer.extend(numpy_helper.from_array(value.numpy(), name) for name, value in _tensors(model).items())
+    calibrations = {"slice": constants(slice_calibration), "study": constants(study_calibration)}
+    graph = onnx.parser.parse_graph(_text(model, {of for of, found in calibrations.items() if KNOTS in found}))
+    arrays = {name: value.numpy() for name, value in _tensors(model).items()}
+    arrays |= {f"{of}_{name}": value for of, found in calibrations.items() for name, value in found.items()}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items())
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     content: bytes = made.SerializeToString(deterministic=True)
     try:
@@ -104,8 +142,8 @@ def study_onnx_bytes(model: SequenceModel) -> bytes:
     return content
 
 
-def _text(model: SequenceModel) -> str:
-    """The graph in ONNX's text form, without its tensors."""
+def _text(model: SequenceModel, knotted: set[str]) -> str:
+    """The graph in ONNX's text form, without its tensors; the calibrations of ``knotted`` have knots."""
     seen = DIFFERENCES if model.variant == "difference" else AS_IT_IS
     parts = [
         NORM.format(epsilon=model.norm.eps),
@@ -114,13 +152,17 @@ def _text(model: SequenceModel) -> str:
         GAPS,
         CONTEXT.format(hidden=model.onward.hidden_size),
         STUDY,
-        PROBABILITY.format(of="slice", logit="slice_logit", out="slice_probability"),
-        PROBABILITY.format(of="study", logit="study_logit_1K", out="study_probability_1K"),
+        _probability("slice", "slice_logit", "slice_probability", "slice" in knotted),
+        _probability("study", "study_logit_1K", "study_probability_1K", "study" in knotted),
         SQUEEZE,
     ]
     inputs = ", ".join(_typed(spec, model.embedding_size) for spec in STUDY_INPUTS)
     outputs = ", ".join(_typed(spec, model.embedding_size) for spec in STUDY_OUTPUTS)
     return f"study ({inputs}) => ({outputs}) {{{''.join(parts)}}}"
+
+
+def _probability(of: str, logit: str, out: str, has_knots: bool) -> str:
+    return (SIGMOID + (KNOTTED if has_knots else NO_KNOTS) + ANY_RULE).format(of=of, logit=logit, out=out)
 
 
 def _typed(spec: TensorSpec, embedding_size: int) -> str:
@@ -172,6 +214,7 @@ def _constants(model: SequenceModel) -> dict[str, torch.Tensor]:
         "row_behind": torch.tensor([0, 0, 1, 0]),
         "unknown": torch.tensor([torch.nan]),
         "nothing": torch.tensor(0.0),
+        "whole": torch.tensor(1.0),
         "most_gap_mm": torch.tensor(MOST_GAP_MM),
         "gap_scale_mm": torch.tensor(GAP_SCALE_MM),
         "logit_scale": torch.tensor(LOGIT_SCALE),
