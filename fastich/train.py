@@ -18,7 +18,7 @@ from fastich.errors import FastichError
 from fastich.files import write_json
 from fastich.labels import UNKNOWN
 from fastich.loaders import Loader, open_loader
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 from fastich.training import curves, history
 from fastich.training.config import TrainConfig
 from fastich.training.environment import device_name, host, torch_threads, versions
@@ -113,7 +113,7 @@ def start_learner(config: TrainConfig, precision: Precision, replicas: int = 1, 
     torch.manual_seed(config.seed)
     if precision.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    model = build_model(weights=config.weights)
+    model = build_model(config.backbone, weights=config.weights)
     return make_learner(
         model,
         precision,
@@ -141,7 +141,7 @@ def _announce(job: Job) -> None:
         f"device: {device_name(precision.device)}; amp: "
         f"{precision.name if precision.is_mixed else 'off'}; compile: {config.compile}; "
         f"cuda graph: {'on' if config.cuda_graph else 'off'}; cache: {config.cache}; "
-        f"weights: {config.weights}; threads: {config.num_threads}"
+        f"backbone: {config.backbone}; weights: {config.weights}; threads: {config.num_threads}"
     )
     verb.say(f"slices: {job.train_loader.num_slices} to train, {job.val_loader.num_slices} to validate")
 

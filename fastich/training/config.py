@@ -1,5 +1,6 @@
 """What a training run is asked to do; the defaults are the study's. Flags are made from it, checkpoints hold it."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders import LoaderConfig
 from fastich.loaders.config import BACKENDS, CACHES
+from fastich.models.classifier import BACKBONES, DEFAULT_BACKBONE
 from fastich.training.environment import num_cores
 from fastich.training.modes import COMPILE_MODES, GRAPH_MODES
 from fastich.verb import option, plain, required
@@ -14,7 +16,7 @@ from fastich.windowing import Window, parse_windows
 
 NUM_CHANNELS = 3
 SMALLEST_SIZE = 32
-"""DenseNet121 halves five times."""
+"""Every backbone halves five times."""
 
 FREE_ON_RESUME = frozenset(
     {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "cache", "device"}
@@ -37,6 +39,7 @@ class TrainConfig:
     size: int = option(256, "side of the network's input, pixels")
     windows: str = option("brain,subdural,bone", "the three channels: windows by name or as center/width in HU")
     adjacent: str | None = option(None, "instead of --windows: slices s-1, s, s+1 through this one window")
+    backbone: str = option(DEFAULT_BACKBONE, "the network before its head", choices=tuple(BACKBONES))
     weights: str = option("imagenet", "start from imagenet, none (random) or FILE (torchvision .pth, our .safetensors)")
     lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle")
     schedule: str = option("constant", "learning rate over the run", choices=("constant", "one-cycle"))
@@ -65,7 +68,7 @@ class TrainConfig:
                 raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
         if self.size < SMALLEST_SIZE:
             raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
-        for name, choices in (("compile", COMPILE_MODES), ("cache", CACHES)):
+        for name, choices in (("backbone", tuple(BACKBONES)), ("compile", COMPILE_MODES), ("cache", CACHES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{flag(name)}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
         if self.cuda_graph and self.compile in GRAPH_MODES:
@@ -127,15 +130,18 @@ def flag(name: str) -> str:
 def require_same(old: dict[str, Any], config: TrainConfig, where: Path) -> None:
     """Refuse to go on with a run under another config.
 
-    More epochs are welcome while the learning rate is constant; under a schedule they would change the past.
+    More epochs are welcome while the learning rate is constant; under a schedule they would change the past. A flag
+    that is younger than the checkpoint had its default.
 
     Raises:
         CheckpointError: names the first flag that differs.
     """
     free = FREE_ON_RESUME | ({"epochs"} if config.schedule == "constant" else frozenset())
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, now in config.resolved().items():
-        if name not in free and old.get(name) != now:
+        before = old.get(name, defaults.get(name))
+        if name not in free and before != now:
             raise CheckpointError(
-                f"{where}: the run was started with {flag(name)} {old.get(name)}, now {now}; "
+                f"{where}: the run was started with {flag(name)} {before}, now {now}; "
                 "give the old value, or start a new --out"
             )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from fastich.loaders import Batch
-from fastich.models.densenet import DenseNet121Classifier, to_channels_last
+from fastich.models.classifier import Classifier, to_channels_last
 from fastich.training.graphs import StepGraph
 from fastich.training.modes import compiled
 from fastich.training.precision import Precision
@@ -27,7 +27,7 @@ BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 2e-5
 class Learner:
     """What a step needs. ``forward`` is ``model``, its compiled form or its replicas; they share their weights."""
 
-    model: DenseNet121Classifier
+    model: Classifier
     forward: Forward
     optimizer: torch.optim.Adam
     scaler: GradScaler
@@ -73,7 +73,7 @@ class Learner:
 
 
 def make_learner(
-    model: DenseNet121Classifier,
+    model: Classifier,
     precision: Precision,
     *,
     lr: float,

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from fastich.errors import UsageError
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.models.classifier import Classifier
 from fastich.training.precision import Precision
 from fastich.training.predictions import Forward
 
@@ -20,7 +20,7 @@ GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Modes in which torch records CUDA graphs itself."""
 
 
-def compiled(model: DenseNet121Classifier, mode: str) -> Forward:
+def compiled(model: Classifier, mode: str) -> Forward:
     """``model`` itself, or its compiled form, made for one shape of batch; they share their weights."""
     if mode == "none":
         return model
