@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastich.labels import NUM_LABELS
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 
 FREE = ("view", "expand", "permute", "transpose", "slice", "t.", "as_strided", "detach", "alias", "select", "unsqueeze")
 """Operators that move no data."""

@@ -57,10 +57,11 @@ INPUT = TensorSpec(name="hu", dtype="int16", shape=("N", "H", "W"))
 OUTPUTS = (
     TensorSpec(name="probability", dtype="float32", shape=("N", len(LABELS))),
     TensorSpec(name="logit", dtype="float32", shape=("N", len(LABELS))),
-    TensorSpec(name="embedding", dtype="float32", shape=("N", 1024)),
+    TensorSpec(name="embedding", dtype="float32", shape=("N", "C")),
     TensorSpec(name="cam", dtype="float32", shape=("N", len(LABELS), "h", "w")),
 )
-"""The same for every version-1 model: the graph holds preprocessing, calibration and p(any) >= max p(subtype)."""
+"""The same for every version-1 model: the graph holds preprocessing, calibration and p(any) >= max p(subtype). C is the
+backbone's, a number in the file and in model.json (``outputs_of``)."""
 IMAGE = "image"
 """Name of the tensor inside model.onnx where preprocessing ends and the network begins: float32 [N, C, S, S]."""
 
@@ -75,7 +76,8 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """What model.json says; ``weights_sha256`` tells one trained network from another, ``size`` is in pixels.
+    """What model.json says; ``weights_sha256`` tells one trained network from another, ``size`` is in pixels,
+    ``embedding_size`` is the width of the embedding.
 
     ``adjacent`` models see slices s-1, s, s+1 through ``windows[0]``: their input must be one series in slice order.
     ``calibration`` is a document of ``calibration.py``, which the graph computes; ``triage`` one of ``conformal.py``.
@@ -85,6 +87,7 @@ class Artifact:
     windows: tuple[Window, ...]
     size: int
     adjacent: bool
+    embedding_size: int
     weights_sha256: str
     dataset_sha256: str
     epoch: int
@@ -105,6 +108,12 @@ class Artifact:
         return "series" if self.adjacent else "any"
 
 
+def outputs_of(embedding_size: int) -> tuple[TensorSpec, ...]:
+    """``OUTPUTS`` with C filled in."""
+    shapes = [tuple(embedding_size if axis == "C" else axis for axis in spec.shape) for spec in OUTPUTS]
+    return tuple(dataclasses.replace(spec, shape=shape) for spec, shape in zip(OUTPUTS, shapes, strict=True))
+
+
 def to_document(artifact: Artifact) -> dict[str, Any]:
     """The JSON document of an artifact; equal artifacts give equal bytes (no time stamp)."""
     plain = dataclasses.asdict(artifact)
@@ -113,7 +122,7 @@ def to_document(artifact: Artifact) -> dict[str, Any]:
         "intended_use": INTENDED_USE,
         "labels": list(LABELS),
         "input": dataclasses.asdict(INPUT) | {"order": artifact.input_order, "unit": "HU"},
-        "outputs": [dataclasses.asdict(spec) for spec in OUTPUTS],
+        "outputs": [dataclasses.asdict(spec) for spec in outputs_of(artifact.embedding_size)],
         "preprocessing": {
             "windows": [_window(win) for win in artifact.windows],
             "size": artifact.size,
@@ -184,6 +193,7 @@ def _from_document(document: dict[str, Any]) -> Artifact:
         windows=tuple(Window(float(win["center_hu"]), float(win["width_hu"])) for win in preprocessing["windows"]),
         size=int(preprocessing["size"]),
         adjacent=bool(preprocessing["adjacent"]),
+        embedding_size=_embedding_size(document["outputs"]),
         weights_sha256=str(training["weights_sha256"]),
         dataset_sha256=str(training["dataset_sha256"]),
         epoch=int(training["epoch"]),
@@ -201,6 +211,19 @@ def _from_document(document: dict[str, Any]) -> Artifact:
     if document["input"]["order"] != artifact.input_order:
         raise ValueError(f"input order: expected {artifact.input_order!r}, found {document['input']['order']!r}")
     return artifact
+
+
+def _embedding_size(outputs: list[dict[str, Any]]) -> int:
+    """The width that the outputs state.
+
+    Raises:
+        ValueError: they are not those of the contract.
+    """
+    stated = {str(spec["name"]): spec["shape"] for spec in outputs}
+    size = int(stated["embedding"][1])
+    if stated != {spec.name: list(spec.shape) for spec in outputs_of(size)}:
+        raise ValueError(f"outputs: expected those of this version, found {stated}")
+    return size
 
 
 def parse_thresholds(values: Mapping[str, Any], rule: str) -> Thresholds:

@@ -19,7 +19,8 @@ from safetensors.torch import save as serialise
 
 from fastich.errors import CheckpointError
 from fastich.files import atomic_path
-from fastich.models.densenet import MODEL_PREFIX, DenseNet121Classifier, load_exactly, to_channels_last
+from fastich.models.classifier import DEFAULT_BACKBONE, Classifier, build_model
+from fastich.models.weights import MODEL_PREFIX, Tensors, load_exactly, present_name
 from fastich.windowing import Window
 
 FORMAT_VERSION = 1
@@ -29,8 +30,6 @@ BEST = f"{FOLDER}/best.safetensors"
 LAST = f"{FOLDER}/last.safetensors"
 AVERAGE_PREFIX = "ema."
 """Of the moving average in the last checkpoint, where a run keeps one; in the best one the network is that average."""
-
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class LoadedRun:
     """
 
     run: Path
-    model: DenseNet121Classifier
+    model: Classifier
     config: dict[str, Any]
     dataset_sha256: str
     epoch: int
@@ -109,7 +108,7 @@ def load(path: Path) -> Checkpoint:
             f"{path}: damaged: its tensors have SHA-256 {found[:12]}, its header says {expected[:12]}; "
             "use the other checkpoint or train again"
         )
-    return Checkpoint(path=path, meta=meta, tensors=tensors)
+    return Checkpoint(path=path, meta=meta, tensors={present_name(key): value for key, value in tensors.items()})
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def restore_model(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimizer's part of a checkpoint, named after the parameters: ``optimizer.exp_avg.densenet...``."""
+    """The optimizer's part of a checkpoint, named after the parameters: ``optimizer.exp_avg.features...``."""
     return {
         f"optimizer.{moment}.{name}": value
         for name, parameter in model.named_parameters()
@@ -215,14 +214,13 @@ def load_run(run: Path, which: str = "best") -> LoadedRun:
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run folder; expected the --out folder of python -m fastich.train")
     checkpoint = load(run / {"best": BEST, "last": LAST}[which])
-    model = DenseNet121Classifier()
+    model = build_model(checkpoint.meta["config"].get("backbone", DEFAULT_BACKBONE), weights="none")
     judged = checkpoint.part(MODEL_PREFIX) | checkpoint.part(AVERAGE_PREFIX)  # the average, where there is one
     load_exactly(model, judged, source=str(checkpoint.path))
-    to_channels_last(model).eval()
     inputs = checkpoint.meta["input"]
     return LoadedRun(
         run=run,
-        model=model,
+        model=model.eval(),
         config=checkpoint.meta["config"],
         dataset_sha256=checkpoint.meta["dataset_sha256"],
         epoch=checkpoint.meta["epoch"],

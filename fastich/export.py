@@ -187,6 +187,7 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str, *, rewritten: str
         windows=loaded.windows,
         size=loaded.size,
         adjacent=loaded.adjacent,
+        embedding_size=loaded.model.embedding_size,
         weights_sha256=weights_sha256(loaded.model),
         dataset_sha256=loaded.dataset_sha256,
         epoch=loaded.epoch,

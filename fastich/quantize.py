@@ -121,8 +121,11 @@ def quantized_convolutions(inside: list[Any]) -> list[Any]:
 
 
 def is_multiply_add(node: Any) -> bool:
-    """Tell whether ``node`` is the folded batch normalisation of ``models.folding``: a convolution group a channel."""
-    return node.op_type == "Conv" and any(item.name == "group" and item.i > 1 for item in node.attribute)
+    """Tell whether ``node`` is the folded batch normalisation of ``models.folding``: 1 x 1, a group a channel."""
+    if node.op_type != "Conv":
+        return False
+    found = {item.name: item for item in node.attribute}
+    return found["group"].i > 1 and list(found["kernel_shape"].ints) == [1, 1]
 
 
 def is_float(tensor: Any) -> bool:

@@ -23,7 +23,7 @@ from fastich.files import write_json
 from fastich.labels import LABELS, UNKNOWN
 from fastich.leakage import certify, require_clean
 from fastich.loaders import Loader, open_loader
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 from fastich.records.reader import RecordReader
 from fastich.training import curves, history
 from fastich.training.config import TrainConfig
@@ -158,7 +158,7 @@ def start_learner(
     torch.manual_seed(config.seed)
     if precision.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    model = build_model(weights=config.weights)
+    model = build_model(config.backbone, weights=config.weights)
     if world.rank:
         torch.manual_seed(world.seed(config.seed))
     return make_learner(
@@ -192,7 +192,8 @@ def _announce(job: Job) -> None:
         f"device: {device_name(precision.device)}; amp: "
         f"{precision.name if precision.is_mixed else 'off'}; compile: {config.compile}; "
         f"cuda graph: {'on' if config.cuda_graph else 'off'}; cache: {config.cache}; "
-        f"weights: {config.weights}; threads: {config.num_threads}; processes: {job.world.size}"
+        f"backbone: {config.backbone}; weights: {config.weights}; threads: {config.num_threads}; "
+        f"processes: {job.world.size}"
     )
     verb.say(f"slices: {job.train_loader.num_slices} to train, {job.val_loader.num_slices} to validate")
 

@@ -8,20 +8,19 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from fastich.artifact import ONNX_FILE, Artifact, FileEntry, write_manifest
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.models.classifier import BACKBONES, Classifier
 from fastich.windowing import DEFAULT_WINDOWS
 
 SIZE = 32
 
 
-class SmallDense(DenseNet121Classifier):
-    """DenseNet121Classifier with 32 features; some batch norm scales are negative, one is 0."""
+class SmallDense(Classifier):
+    """A Classifier of 32 features; some batch norm scales are negative, one is 0."""
 
     def __init__(self, seed: int = 0) -> None:
-        nn.Module.__init__(self)
         torch.manual_seed(seed)
-        self.densenet = DenseNet(growth_rate=8, block_config=(2, 2), num_init_features=16)
-        self.densenet.classifier = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 6))
+        whole = DenseNet(growth_rate=8, block_config=(2, 2), num_init_features=16)
+        super().__init__(BACKBONES["densenet121"].features(whole), 32)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.weight, 0.8, 0.6)
@@ -41,6 +40,7 @@ def write_folder(folder: Path, content: bytes, *, adjacent: bool = False) -> Art
         windows=DEFAULT_WINDOWS[:1] if adjacent else DEFAULT_WINDOWS,
         size=SIZE,
         adjacent=adjacent,
+        embedding_size=32,
         weights_sha256="ab" * 32,
         dataset_sha256="cd" * 32,
         epoch=1,

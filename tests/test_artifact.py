@@ -197,3 +197,18 @@ def test_threshold_outside_zero_to_one_is_refused(value: float) -> None:
 def test_artifact_needs_neither_torch_nor_onnx() -> None:
     code = "import sys, fastich.artifact; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_manifest_states_the_width_of_the_embedding(folder: Path) -> None:
+    document = json.loads((folder / MANIFEST).read_text())
+    assert {spec["name"]: spec["shape"] for spec in document["outputs"]}["embedding"] == ["N", 1024]
+    document["outputs"][2]["shape"] = ["N", 768]
+    change(folder, outputs=document["outputs"])
+    assert read_manifest(folder).embedding_size == 768
+
+
+def test_outputs_of_another_contract_are_refused(folder: Path) -> None:
+    outputs = json.loads((folder / MANIFEST).read_text())["outputs"]
+    change(folder, outputs=outputs[:3])
+    with pytest.raises(ArtifactError, match="outputs: expected those of this version"):
+        read_manifest(folder)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastich import checkpoint
 from fastich.errors import CheckpointError
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 from fastich.windowing import WINDOWS
 
 META = {"epoch": 3, "config": {"size": 64}, "dataset_sha256": "ab" * 32}

@@ -13,7 +13,7 @@ from fastich import checkpoint, evaluate, metrics, operating_points, ops
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
 from fastich.evaluate import EvaluateConfig
 from fastich.labels import ANY, LABELS
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 from fastich.records import codec
 from fastich.records.index import index_frame, shard_name
 from fastich.records.reader import RecordReader

@@ -41,7 +41,7 @@ from fastich.export import (
 )
 from fastich.labels import LABELS, enforce_any
 from fastich.model_card import HTML_FILE, MARKDOWN_FILE
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 from fastich.models.serving import Front, ServingModel, class_maps
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
 from fastich.parity import batches_of, check_parity, parity, synthetic_heads
@@ -79,7 +79,7 @@ def spread_model(seed: int) -> nn.Module:
         model(images)
         model.eval()
         logit = model(images)
-        last = model.densenet.classifier[-1]
+        last = model.head[-1]
         scale = 2.0 / logit.std(dim=0)
         last.weight.mul_(scale.unsqueeze(1))
         last.bias.copy_((last.bias - logit.mean(dim=0)) * scale)
@@ -255,21 +255,16 @@ def test_manifest_tells_the_run_and_the_parity_of_every_pair(folder: Path, run: 
 
 
 class Tiny(nn.Module):
-    """A network with DenseNet121Classifier's interface that exports in two seconds."""
+    """A network with Classifier's interface that exports in two seconds."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.conv = nn.Conv2d(3, 16, 3, stride=4)
-        self.densenet = nn.Module()
-        self.densenet.classifier = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 6))
+        self.head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 6))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.conv(images))
-
-    def head(self, embedding: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.densenet.classifier(embedding)
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -555,7 +550,7 @@ def test_shipped_config_has_no_paths() -> None:
 def test_weights_identity_sees_one_changed_number(network: nn.Module) -> None:
     before = weights_sha256(network)
     with torch.no_grad():
-        value = network.densenet.classifier[-1].bias  # type: ignore[union-attr,index]
+        value = network.head[-1].bias  # type: ignore[union-attr,index]
         kept = value.clone()
         value[0] += 1e-3
         assert weights_sha256(network) != before

@@ -6,7 +6,7 @@ import torch
 from small_dense import SIZE, SmallDense
 from torch import nn
 
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.models.classifier import BACKBONES, build_model
 from fastich.models.folding import fold_batch_norm, multiply_add
 from fastich.models.onnx_graph import onnx_bytes
 from fastich.models.serving import Front, ServingModel
@@ -33,7 +33,7 @@ def test_folding_leaves_the_network_itself_as_it_was(small: SmallDense) -> None:
 
 
 def test_norm_behind_a_convolution_vanishes_into_it(small: SmallDense) -> None:
-    features = fold_batch_norm(small).densenet.features
+    features = fold_batch_norm(small).features
     assert isinstance(features.norm0, nn.Identity)
     assert isinstance(features.denseblock1.denselayer1.norm2, nn.Identity)
     assert features.conv0.bias is not None
@@ -51,9 +51,18 @@ def test_norm_before_a_convolution_becomes_one_multiply_add_a_channel() -> None:
     torch.testing.assert_close(made.bias, torch.tensor([-0.5, 1.0, -2.0]))
 
 
-def test_whole_densenet121_holds_no_batch_norm() -> None:
-    folded = fold_batch_norm(DenseNet121Classifier())
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_whole_network_holds_no_batch_norm(backbone: str) -> None:
+    folded = fold_batch_norm(build_model(backbone, weights="none"))
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("backbone", ["resnext50_32x4d", "efficientnet_b0"])
+def test_every_norm_behind_a_convolution_vanishes_into_it(backbone: str) -> None:
+    model = build_model(backbone, weights="none")
+    count = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    folded = fold_batch_norm(model)
+    assert sum(isinstance(module, nn.Conv2d) for module in folded.modules()) == count, "no multiply-add was needed"
 
 
 def test_onnx_graph_holds_no_batch_normalization(small: SmallDense) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastich.errors import UsageError
-from fastich.models.densenet import build_model
+from fastich.models.classifier import build_model
 from fastich.train import num_replicas
 from fastich.training.config import TrainConfig
 from fastich.training.modes import compiled, require_runnable

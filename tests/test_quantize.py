@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from small_dense import SIZE, SmallDense
 from toy_model import toy_onnx
 
@@ -14,7 +14,7 @@ from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import onnx_bytes
 from fastich.models.serving import Front, ServingModel
 from fastich.parity import synthetic_heads
-from fastich.quantize import calibrate, float16_graph, int8_graph, quantized_tensors
+from fastich.quantize import calibrate, float16_graph, int8_graph, is_multiply_add, quantized_tensors
 from fastich.types import HuArray
 from fastich.windowing import DEFAULT_WINDOWS
 
@@ -80,6 +80,13 @@ def test_int8_writes_folded_norms_as_multiply_and_add(content: bytes, int8: byte
     before, after = (Counter(node.op_type for node in onnx.load_from_string(one).graph.node) for one in (content, int8))
     assert after["Mul"] - before["Mul"] == grouped
     assert before["Conv"] - after["Conv"] == grouped
+
+
+@pytest.mark.parametrize(("group", "side", "expected"), [(8, 1, True), (8, 3, False), (1, 1, False)])
+def test_grouped_convolution_of_a_backbone_is_no_folded_norm(group: int, side: int, expected: bool) -> None:
+    """ResNeXt groups its 3 x 3 convolutions, EfficientNet and ConvNeXt have one group a channel of 3 to 7 pixels."""
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group, kernel_shape=[side, side])
+    assert is_multiply_add(node) == expected
 
 
 def test_int8_leaves_preprocessing_and_head_as_they_are(content: bytes, int8: bytes) -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fastich.loaders import Batch
-from fastich.models.densenet import DenseNet121Classifier, build_model
+from fastich.models.classifier import Classifier, build_model
 from fastich.training.learner import Learner, make_learner
 from fastich.training.precision import choose_precision
 from fastich.training.replicas import Replicas
@@ -11,9 +11,9 @@ from fastich.training.replicas import Replicas
 CPU = choose_precision(False, torch.device("cpu"))
 
 
-def fresh_model() -> DenseNet121Classifier:
+def fresh_model(backbone: str = "densenet121") -> Classifier:
     torch.manual_seed(0)
-    return build_model(weights="none")
+    return build_model(backbone, weights="none")
 
 
 def batch(num_slices: int = 8) -> Batch:
@@ -25,8 +25,8 @@ def batch(num_slices: int = 8) -> Batch:
     )
 
 
-def learner(replicas: int) -> Learner:
-    return make_learner(fresh_model(), CPU, lr=1e-3, replicas=replicas)
+def learner(replicas: int, backbone: str = "densenet121") -> Learner:
+    return make_learner(fresh_model(backbone), CPU, lr=1e-3, replicas=replicas)
 
 
 def gradients(replicas: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,9 +55,9 @@ def test_uneven_parts_weigh_what_they_hold() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def after_steps(replicas: int) -> torch.Tensor:
+def after_steps(replicas: int, backbone: str = "densenet121") -> torch.Tensor:
     torch.manual_seed(5)
-    made = learner(replicas)
+    made = learner(replicas, backbone)
     made.model.train()
     for _ in range(3):
         made.step(batch(), 1e-3)
@@ -68,6 +68,12 @@ def after_steps(replicas: int) -> torch.Tensor:
 
 def test_a_seed_gives_one_result_dropout_included() -> None:
     assert torch.equal(after_steps(2), after_steps(2))
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "convnext_tiny"])
+def test_a_seed_gives_one_result_stochastic_depth_included(backbone: str) -> None:
+    """ConvNeXt has no batch statistics to share."""
+    assert torch.equal(after_steps(2, backbone), after_steps(2, backbone))
 
 
 def test_weights_are_shared_and_statistics_averaged() -> None:

@@ -1,3 +1,4 @@
+import json
 import threading
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import onnxruntime
 import pytest
 from toy_model import WEIGHTS, toy_onnx, write_model
 
-from fastich.artifact import ONNX_FILE
+from fastich.artifact import MANIFEST, ONNX_FILE
 from fastich.errors import ArtifactError
 from fastich.serve import session as door
 from fastich.serve.session import num_physical_cores, open_session
@@ -49,6 +50,14 @@ def test_input_that_is_not_contiguous_is_scored_alike(folder: Path) -> None:
 def test_input_of_another_kind_is_refused(folder: Path, dtype: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"expected int16 \[N, H, W\], none of them 0, found {dtype}"):
         open_session(folder).run(np.zeros(shape, dtype=dtype))  # type: ignore[arg-type]
+
+
+def test_embedding_of_another_width_than_the_manifest_says_is_refused(folder: Path) -> None:
+    document = json.loads((folder / MANIFEST).read_text())
+    document["outputs"][2]["shape"] = ["N", 768]
+    (folder / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=r"expected an embedding of 768 \(model.json\), found 1024; export again"):
+        open_session(folder)
 
 
 def test_flipped_bit_is_refused_when_opened(folder: Path) -> None:

@@ -18,7 +18,7 @@ from fastich.loaders import Batch, LoaderConfig
 from fastich.records.index import DATASET_FILE, INDEX_FILE, read_index
 from fastich.records.writer import ShardInfo, finish_dataset
 from fastich.training import history, precision, run_folder, tensorboard
-from fastich.training.config import TrainConfig
+from fastich.training.config import TrainConfig, require_same
 from fastich.training.early_stopping import EarlyStopping
 from fastich.training.learner import Learner
 from fastich.training.loss_watch import NotFiniteError
@@ -275,6 +275,26 @@ def test_resume_with_another_config_names_the_flag(toy: Toy, undisturbed: Path, 
     assert (tmp_path / "run" / "run.json").exists()
 
 
+def test_flag_that_is_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
+    now = config(tmp_path, resume="auto")
+    before = {name: value for name, value in now.resolved().items() if name != "backbone"}
+    require_same(before, now, tmp_path)
+    with pytest.raises(CheckpointError, match="started with --backbone densenet121, now convnext_tiny"):
+        require_same(before, config(tmp_path, resume="auto", backbone="convnext_tiny"), tmp_path)
+
+
+def test_backbone_is_trained_and_found_again(toy: Toy, tmp_path: Path) -> None:
+    train.train(config(tmp_path / "run", epochs=1, backbone="efficientnet_b0", threads=2))
+    loaded = checkpoint.load_run(tmp_path / "run")
+    assert loaded.config["backbone"] == "efficientnet_b0"
+    assert loaded.model.embedding_size == 1280
+
+
+def test_backbone_that_is_none_is_bad_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--backbone: expected one of densenet121, densenet169, .*, found 'vgg16'"):
+        config(tmp_path, backbone="vgg16")
+
+
 def test_resume_on_other_records_is_refused(toy: Toy, undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
     toy.reader.dataset_sha256 = "77" * 32
@@ -385,7 +405,7 @@ def test_amp_on_a_cpu_is_bfloat16_and_said(toy: Toy, tmp_path: Path, capsys: pyt
     summary = train.train(config(tmp_path / "run", epochs=1, amp=True))
     assert summary["amp"] == "bfloat16"
     assert "amp: bfloat16" in capsys.readouterr().err
-    weights = checkpoint.load_run(tmp_path / "run").model.densenet.features.conv0.weight
+    weights = checkpoint.load_run(tmp_path / "run").model.features.conv0.weight
     assert weights.dtype == torch.float32
 
 

@@ -78,6 +78,7 @@ def write_model(
         windows=DEFAULT_WINDOWS[:1] if adjacent else DEFAULT_WINDOWS,
         size=64,
         adjacent=adjacent,
+        embedding_size=1024,
         weights_sha256="ab" * 32,
         dataset_sha256="cd" * 32,
         epoch=3,

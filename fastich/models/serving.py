@@ -4,7 +4,7 @@ The head is piecewise linear after global average pooling: at a given embedding 
 units through, so each logit is one linear map of the pooled features, and the same map applied before pooling is a
 class map whose mean over the slice *is* the logit. Cost: 6 M multiply-adds a slice, under 0.1 % of DenseNet121.
 
-Shapes: N slices, H rows, W columns, C = 1024 features on an h x w grid, J = 512 hidden units, K labels.
+Shapes: N slices, H rows, W columns, C features on an h x w grid, J = 512 hidden units, K labels.
 """
 
 from typing import cast
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastich.calibration import NONE, Calibration
 from fastich.hu import AIR_HU
 from fastich.models.calibrator import Calibrator
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.models.classifier import Classifier
 from fastich.preprocess import Preprocess
 from fastich.windowing import Window
 
@@ -46,7 +46,7 @@ class Front(nn.Module):
 class ServingModel(nn.Module):
     """A trained network between its preprocessing and its outputs, in the order of ``artifact.OUTPUTS``."""
 
-    def __init__(self, front: nn.Module, model: DenseNet121Classifier, calibration: Calibration = NONE) -> None:
+    def __init__(self, front: nn.Module, model: Classifier, calibration: Calibration = NONE) -> None:
         super().__init__()
         self.front = front
         self.model = model
@@ -61,10 +61,9 @@ class ServingModel(nn.Module):
         return self.calibrator(logit_NK), logit_NK, embedding_NC, class_maps(self.model, features_NChw, embedding_NC)
 
 
-def class_maps(model: DenseNet121Classifier, features_NChw: Tensor, embedding_NC: Tensor) -> Tensor:
+def class_maps(model: Classifier, features_NChw: Tensor, embedding_NC: Tensor) -> Tensor:
     """Class maps [N, K, h, w] in logits: their mean over h and w is the logit (module docstring)."""
-    classifier = cast(nn.Sequential, model.densenet.classifier)
-    first, last = cast(nn.Linear, classifier[0]), cast(nn.Linear, classifier[-1])
+    first, last = cast(nn.Linear, model.head[0]), cast(nn.Linear, model.head[-1])
     open_NJ = (first(embedding_NC) > 0).to(features_NChw.dtype)
     weight_NKC = torch.matmul(last.weight.unsqueeze(0) * open_NJ.unsqueeze(1), first.weight)
     constant_NK = nn.functional.linear(open_NJ * first.bias, last.weight, last.bias)

@@ -55,7 +55,7 @@ the input are computed."""
 class Scores:
     """What the model says of N slices, float32, labels in the order of ``labels.LABELS``.
 
-    ``probability`` [N, 6] in 0..1, ``logit`` [N, 6], ``embedding`` [N, 1024], ``cam`` [N, 6, h, w] in logits.
+    ``probability`` [N, 6] in 0..1, ``logit`` [N, 6], ``embedding`` [N, C], ``cam`` [N, 6, h, w] in logits.
     """
 
     probability: NDArray[np.float32]
@@ -99,7 +99,7 @@ class Session:
 
         Raises:
             ValueError: ``hu`` has another dtype or shape.
-            ArtifactError: the model fails or answers with NaN or infinity.
+            ArtifactError: the model fails, answers with NaN or infinity, or its embedding has another width.
         """
         if hu.dtype != np.int16 or hu.ndim != len(INPUT.shape) or 0 in hu.shape:
             raise ValueError(f"hu: expected int16 [N, H, W], none of them 0, found {hu.dtype} {list(hu.shape)}")
@@ -110,7 +110,14 @@ class Session:
         for spec, value in zip(OUTPUTS, found, strict=True):
             if not np.isfinite(value).all():
                 raise ArtifactError(f"{self._where}: expected finite {spec.name}, found NaN or infinity; export again")
-        return Scores(**dict(zip((spec.name for spec in OUTPUTS), found, strict=True)))
+        scores = Scores(**dict(zip((spec.name for spec in OUTPUTS), found, strict=True)))
+        width = scores.embedding.shape[1]
+        if width != self.artifact.embedding_size:
+            raise ArtifactError(
+                f"{self._where}: expected an embedding of {self.artifact.embedding_size} (model.json), found {width}; "
+                "export again"
+            )
+        return scores
 
 
 def open_session(

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fastich.checkpoint import AVERAGE_PREFIX, Checkpoint, Tensors
+from fastich.checkpoint import AVERAGE_PREFIX, Checkpoint
 from fastich.errors import CheckpointError
+from fastich.models.weights import Tensors
 
 
 class Average:

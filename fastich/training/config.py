@@ -7,6 +7,7 @@ from typing import Any
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders import LoaderConfig
 from fastich.loaders.config import BACKENDS, CACHES
+from fastich.models.classifier import BACKBONES, DEFAULT_BACKBONE
 from fastich.training.distributed import ALONE, World, cores_a_process
 from fastich.training.losses import CLASS_WEIGHTS, FOCAL_GAMMA, LOSSES
 from fastich.training.modes import COMPILE_MODES, GRAPH_MODES
@@ -16,7 +17,7 @@ from fastich.windowing import Window, parse_windows
 
 NUM_CHANNELS = 3
 SMALLEST_SIZE = 32
-"""DenseNet121 halves five times."""
+"""Every backbone halves five times."""
 
 FREE_ON_RESUME = frozenset(
     {"records", "out", "resume", "threads", "tensorboard", "checkpoint_steps", "loader", "cache", "device"}
@@ -40,6 +41,7 @@ class TrainConfig:
     size: int = option(256, "side of the network's input, pixels")
     windows: str = option("brain,subdural,bone", "the three channels: windows by name or as center/width in HU")
     adjacent: str | None = option(None, "instead of --windows: slices s-1, s, s+1 through this one window")
+    backbone: str = option(DEFAULT_BACKBONE, "the network before its head", choices=tuple(BACKBONES))
     weights: str = option("imagenet", "start from imagenet, none (random) or FILE (torchvision .pth, our .safetensors)")
     lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle and cosine")
     schedule: str = option("constant", "learning rate over the run", choices=SCHEDULES)
@@ -81,6 +83,7 @@ class TrainConfig:
         if self.size < SMALLEST_SIZE:
             raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
         for name, choices in (
+            ("backbone", tuple(BACKBONES)),
             ("compile", COMPILE_MODES),
             ("cache", CACHES),
             ("schedule", SCHEDULES),
@@ -164,7 +167,8 @@ def flag(name: str) -> str:
 def require_same(old: dict[str, Any], config: TrainConfig, where: Path) -> None:
     """Refuse to go on with a run under another config; what an older release did not know was at its default.
 
-    More epochs are welcome while the learning rate is constant; under a schedule they would change the past.
+    More epochs are welcome while the learning rate is constant; under a schedule they would change the past. A flag
+    that is younger than the checkpoint had its default.
 
     Raises:
         CheckpointError: names the first flag that differs.

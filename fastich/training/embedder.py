@@ -20,7 +20,7 @@ from fastich.errors import RecordError
 from fastich.labels import NUM_LABELS
 from fastich.loaders import LoaderConfig, open_loader
 from fastich.loaders.order import ALL_ROWS
-from fastich.models.densenet import DenseNet121Classifier
+from fastich.models.classifier import Classifier
 from fastich.records.reader import RecordReader
 from fastich.training.precision import Precision
 from fastich.training.predictions import Forward
@@ -51,7 +51,7 @@ class Feed:
 class Embedder(nn.Module):
     """A classifier that also hands over what its head saw: images [N, 3, S, S] -> float32 [N, C + 6]."""
 
-    def __init__(self, model: DenseNet121Classifier) -> None:
+    def __init__(self, model: Classifier) -> None:
         """``model`` keeps its weights."""
         super().__init__()
         self.model = model

@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from fastich.loaders import Batch
-from fastich.models.densenet import DenseNet121Classifier, to_channels_last
+from fastich.models.classifier import Classifier, to_channels_last
 from fastich.training.accumulation import WHOLE, Part
 from fastich.training.averaging import Average
 from fastich.training.distributed import ALONE, World
@@ -38,7 +38,7 @@ class Learner:
     ``synced`` form of one of them, which adds up their gradients; all share their weights.
     """
 
-    model: DenseNet121Classifier
+    model: Classifier
     forward: Forward
     loss: Loss
     optimizer: torch.optim.Adam
@@ -118,7 +118,7 @@ class Learner:
 
 
 def make_learner(
-    model: DenseNet121Classifier,
+    model: Classifier,
     precision: Precision,
     *,
     lr: float,

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from fastich.training.accumulation import WHOLE, Part
 from fastich.training.losses import Loss
@@ -60,9 +61,9 @@ class Replicas:
         count = len(self._models) if len(images) >= FEWEST_SLICES * len(self._models) else 1
         models, main = self._models[:count], self._models[0]
         statistics = [_statistics(model) for model in models]
-        for model, copied in zip(models[1:], statistics[1:], strict=True):
+        for model in models[1:]:
             model.train(main.training)
-            torch._foreach_copy_(copied, statistics[0])
+        _hand_on(statistics)
         for event in self._passed:
             event.clear()
         for model in models[0 if part.is_first else 1 :]:
@@ -75,9 +76,7 @@ class Replicas:
         ]
         done = [future.result() for future in work]
         _add_gradients(models)
-        for copied in statistics[1:]:
-            torch._foreach_add_(statistics[0], copied)
-        torch._foreach_mul_(statistics[0], 1.0 / count)
+        _average(statistics)
         return torch.stack([loss for loss, _ in done]).sum(), torch.cat([logits for _, logits in done])
 
     def close(self) -> None:
@@ -119,6 +118,20 @@ def _statistics(model: nn.Module) -> list[torch.Tensor]:
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
+def _hand_on(statistics: list[list[torch.Tensor]]) -> None:
+    """The first part's statistics to the others; a ConvNeXt has none, and torch takes no empty list."""
+    for copied in statistics[1:] if statistics[0] else []:
+        torch._foreach_copy_(copied, statistics[0])
+
+
+def _average(statistics: list[list[torch.Tensor]]) -> None:
+    """The mean of all parts' statistics into the first's."""
+    for copied in statistics[1:] if statistics[0] else []:
+        torch._foreach_add_(statistics[0], copied)
+    if statistics[0]:
+        torch._foreach_mul_(statistics[0], 1.0 / len(statistics))
+
+
 def _add_gradients(models: list[nn.Module]) -> None:
     gradients = [[parameter.grad for parameter in model.parameters() if parameter.grad is not None] for model in models]
     for more in gradients[1:]:
@@ -126,9 +139,12 @@ def _add_gradients(models: list[nn.Module]) -> None:
 
 
 def _take_turns(model: nn.Module, before: threading.Event | None, passed: threading.Event) -> None:
-    """Let the dropout of ``model`` wait for the part before it: all draw from torch's one generator."""
+    """Let the dropout of ``model`` wait for the part before it: all draw from torch's one generator.
+
+    Stochastic depth (EfficientNet, ConvNeXt) draws from the first block on, so there the parts go forward in turn.
+    """
     wait: Callable[..., Any] = lambda *_: before.wait() if before and model.training else None  # noqa: E731
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.register_forward_pre_hook(lambda *args: (wait(), None)[1])
-            module.register_forward_hook(lambda *args: passed.set())
+    drawing = [module for module in model.modules() if isinstance(module, nn.Dropout | StochasticDepth)]
+    for module in drawing:  # all of them: EfficientNet never calls its first one
+        module.register_forward_pre_hook(lambda *args: (wait(), None)[1])
+    drawing[-1].register_forward_hook(lambda *args: passed.set())
