@@ -53,6 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study_rule",
         "score",
         "model_card",
+        "export_evaluation",
         "parity",
         "quantize",
         "leakage_sides",
@@ -60,7 +61,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "leakage",
     ),
     ("training", "variants"),
-    ("train", "train_study", "study_run", "evaluate", "export", "steps"),
+    ("train", "train_study", "study_run", "evaluate", "export", "export_study", "steps"),
     ("demo", "cli"),
 )
 
@@ -71,7 +72,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "openjpeg": ("decode_worker",),
     "jpeg_ls": ("decode_worker",),
     "nvidia": ("loaders.dali", "loaders.dali_stock"),
-    "onnxruntime": ("serve.session", "export", "quantize"),
+    "onnxruntime": ("serve.session", "export", "export_study", "quantize"),
     "openvino": ("serve.openvino_backend",),
     "onnx": ("models.onnx_graph", "models.study_onnx", "export", "quantize"),
     "torch": (
@@ -85,6 +86,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "study_run",
         "evaluate",
         "export",
+        "export_study",
     ),
     "torchvision": ("models", "train", "training"),
     "sklearn": ("metrics", "operating_points", "calibration_fit"),
