@@ -9,7 +9,7 @@ DenseNet121 at 256 px 40 ms of two cores. What decides about a study stands in `
 import dataclasses
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,24 @@ from numpy.typing import NDArray
 
 from fastich import verb
 from fastich.artifact import INTENDED_USE, PRECISIONS, Thresholds
+from fastich.conformal import Triage
 from fastich.dicom import Decoder, Seen, Series, Study, group_studies, named_files, read_file
 from fastich.errors import DicomError, FastichError, UsageError
 from fastich.labels import ANY, LABELS
 from fastich.serve.session import BACKENDS, Scores, Session, open_session
 from fastich.serve.study_session import StudySession, open_study_session
-from fastich.study_rule import Answers, Judged, Place, SliceAnswer, judge, place, rule_of, thresholds_of
+from fastich.study_rule import (
+    Answers,
+    Judged,
+    Place,
+    SliceAnswer,
+    judge,
+    place,
+    rule_of,
+    thresholds_of,
+    triage_of,
+    triage_score,
+)
 from fastich.types import HuArray, Reject, Slice, SliceHeader
 from fastich.verb import option, required
 
@@ -97,8 +109,8 @@ def score(
         else:
             studies = group_studies([one.header for one in slices])
             found = score_in_order(studies, decoder, ask)
-    limits = thresholds_of(session, study_session)[1]
-    rows = [study_row(study, judge(study, found, study_session), limits, config.top_k) for study in studies]
+    limits, triage = thresholds_of(session, study_session)[1], triage_of(session, study_session)
+    rows = [study_row(study, judge(study, found, study_session), limits, triage, config.top_k) for study in studies]
     return {
         "model": model_row(session, study_session),
         "study_rule": rule_of(study_session),
@@ -197,8 +209,11 @@ def run_series(hu: HuArray, ask: Asked) -> list[SliceAnswer]:
     return answers
 
 
-def study_row(study: Study, judged: Judged, limits: Thresholds, top_k: int) -> dict[str, Any]:
-    """One study as the JSON shows it; the key slice is the first in order among those with the largest p(any)."""
+def study_row(study: Study, judged: Judged, limits: Thresholds, triage: Triage | None, top_k: int) -> dict[str, Any]:
+    """One study as the JSON shows it; the key slice is the first in order among those with the largest p(any).
+
+    ``findings`` are the labels whose probability reaches its threshold; ``triage`` is null without a three-way rule.
+    """
     series = [
         series_row(one, probability, logit)
         for one, probability, logit in zip(study.series, judged.slice_probability, judged.slice_logit, strict=True)
@@ -218,6 +233,12 @@ def study_row(study: Study, judged: Judged, limits: Thresholds, top_k: int) -> d
         "top_k_mean": by_label(top),
         "flagged": bool(judged.study_probability[ANY] >= threshold),
         "threshold": threshold,
+        "findings": [
+            label
+            for label, found, least in zip(LABELS, judged.study_probability, limits.values, strict=True)
+            if found >= least
+        ],
+        "triage": None if triage is None else triage.decide(triage_score(judged.study_logit)),
         "key_slice": {name: key[name] for name in ("sop_uid", "path", "frame", "z_mm")}
         | {"probability": key["probability"]["any"]},
         "series": series,
@@ -249,6 +270,7 @@ def model_row(session: Session, study_session: StudySession | None) -> dict[str,
     """Which model scored, where, and by what thresholds; ``study_thresholds`` decide about studies."""
     artifact = session.artifact
     slices, studies = thresholds_of(session, study_session)
+    triage = triage_of(session, study_session)
     return {
         "sha256": session.sha256,
         "weights_sha256": artifact.weights_sha256,
@@ -261,6 +283,7 @@ def model_row(session: Session, study_session: StudySession | None) -> dict[str,
         "threshold_rule": slices.rule,
         "study_thresholds": by_label(studies.values),
         "study_threshold_rule": studies.rule,
+        "triage": None if triage is None else triage.to_document(),
         "intended_use": INTENDED_USE,
     }
 
@@ -299,6 +322,10 @@ def _footer(report: dict[str, Any]) -> Iterator[str]:
         rule = f"any >= {model['study_thresholds']['any']:.3f} ({model['study_threshold_rule']})"
         runs = f"{model['backend']} {model['precision']}"
         yield f"study: {report['study_rule']}"
+        if model["triage"] is not None:
+            counts = Counter(row["triage"] for row in report["studies"])
+            shares = ", ".join(f"{decision} {count}" for decision, count in counts.items())
+            yield f"triage: {shares}; {model['triage']['guarantee']}"
         yield f"BLEED? at {rule}; model {model['sha256'][:12]}, {runs}; {INTENDED_USE}"
     by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
     for left in report["not_scored"]:

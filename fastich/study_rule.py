@@ -2,7 +2,8 @@
 
 With study.onnx each series is judged as a whole, and of several series the largest study probability of each label
 counts: a bleed seen in one of them is never outvoted by another, at the price of false alarms in studies of many
-series. Without it a study is its largest slice.
+series. Without it a study is its largest slice. The three-way triage looks at raw logits, for its guarantee wants a
+score that was not fitted on the studies that it is calibrated with (``report/choices.py``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastich.artifact import Thresholds
+from fastich.artifact import MANIFEST, Thresholds
+from fastich.conformal import Triage
 from fastich.dicom import Series, Study
+from fastich.errors import ArtifactError
 from fastich.serve.session import Session
 from fastich.serve.study_session import StudySession
 from fastich.types import SliceHeader
@@ -63,6 +66,24 @@ def thresholds_of(session: Session, study_session: StudySession | None) -> tuple
     return study_session.part.slice_thresholds, study_session.part.study_thresholds
 
 
+def triage_of(session: Session, study_session: StudySession | None) -> Triage | None:
+    """The three-way rule of the model folder, fitted on what decides about a study; None without.
+
+    Raises:
+        ArtifactError: model.json holds a damaged one.
+    """
+    document = session.artifact.triage if study_session is None else study_session.part.triage
+    try:
+        return None if document is None else Triage.from_document(document)
+    except ValueError as error:
+        raise ArtifactError(f"{MANIFEST}: damaged, {error}; export again") from error
+
+
+def triage_score(study_logit_K: NDArray[np.float64]) -> float:
+    """What triage decides on: the sigmoid of the largest logit of a study, ``any`` and subtypes alike."""
+    return float(1 / (1 + np.exp(-study_logit_K.max())))
+
+
 def judge(study: Study, found: Answers, study_session: StudySession | None) -> Judged:
     """Slices and study by the rule of ``rule_of``."""
     answers = [[found[place(header)] for header in series.headers] for series in study.series]
@@ -102,6 +123,6 @@ def _by_sequence(series: Sequence[Series], answers: Sequence[Sequence[SliceAnswe
 def gaps_mm(series: Series) -> NDArray[np.float64]:
     """Distance of each slice from the one before along the normal, mm; NaN at the first and where it is unknown.
 
-    Slices at one place are 0 mm apart.
+    Slices at one place are 0 mm apart. The same as ``training/study_data.py``, which this side may not import.
     """
-    return np.diff(np.asarray(series.geometry.z_mm, dtype=np.float64), prepend=np.nan)
+    return np.abs(np.diff(np.asarray(series.geometry.z_mm, dtype=np.float64), prepend=np.nan))

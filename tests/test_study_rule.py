@@ -14,7 +14,7 @@ from fastich.serve.study_session import StudySession, open_study_session
 from fastich.study_rule import HEAD_RULE, MAX_RULE, SliceAnswer, gaps_mm, judge, place, rule_of, thresholds_of
 from fastich.types import SliceHeader
 
-CHANNELS = 5
+CHANNELS = 1024  # the toy model's
 
 
 def header(path: str) -> SliceHeader:

@@ -9,10 +9,11 @@ from toy_study import add_study, sequence_model
 
 from fastich.artifact import read_manifest, write_manifest
 from fastich.errors import ArtifactError
+from fastich.models.study_onnx import study_onnx_bytes
 from fastich.serve.study_session import open_study_session
 from fastich.study_contract import STUDY_FILE
 
-CHANNELS = 5
+CHANNELS = 1024  # the toy model's
 MODEL = sequence_model(CHANNELS)
 
 
@@ -93,12 +94,17 @@ def test_another_interface_is_refused(tmp_path: Path) -> None:
         open_study_session(tmp_path)
 
 
+def test_another_embedding_size_than_the_networks_is_refused(folder: Path) -> None:
+    artifact = read_manifest(folder)
+    assert artifact.study is not None
+    write_manifest(folder, dataclasses.replace(artifact, study={**artifact.study, "embedding_size": 4}))
+    with pytest.raises(ArtifactError, match=r"model\.json: expected a sequence model of 1024 features, found one of 4"):
+        open_study_session(folder)
+
+
 def test_another_embedding_size_than_described_fails_the_trial(tmp_path: Path) -> None:
     write_model(tmp_path)
-    add_study(tmp_path, MODEL)
-    artifact = read_manifest(tmp_path)
-    assert artifact.study is not None
-    write_manifest(tmp_path, dataclasses.replace(artifact, study={**artifact.study, "embedding_size": 4}))
+    add_study(tmp_path, MODEL, content=study_onnx_bytes(sequence_model(5)))
     with pytest.raises(ArtifactError, match=r"study\.onnx: the model failed on 3 slices"):
         open_study_session(tmp_path)
 
@@ -113,10 +119,13 @@ def test_nan_weights_are_refused_when_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "channels", "logits", "gaps"), [(0, 5, 6, 0), (2, 4, 6, 2), (2, 5, 5, 2), (2, 5, 6, 3)]
+    ("rows", "channels", "logits", "gaps"),
+    [(0, CHANNELS, 6, 0), (2, 4, 6, 2), (2, CHANNELS, 5, 2), (2, CHANNELS, 6, 3)],
 )
 def test_shapes_that_do_not_fit_are_refused(folder: Path, rows: int, channels: int, logits: int, gaps: int) -> None:
     session = open_study_session(folder)
     assert session is not None
-    with pytest.raises(ValueError, match=r"expected embedding \[L, 5\], logit \[L, 6\] and gap_mm \[L\], L at least 1"):
+    with pytest.raises(
+        ValueError, match=r"expected embedding \[L, 1024\], logit \[L, 6\] and gap_mm \[L\], L at least 1"
+    ):
         session.run(np.zeros((rows, channels), np.float32), np.zeros((rows, logits), np.float32), np.zeros(gaps))

@@ -95,6 +95,11 @@ def open_study_session(folder: Path) -> StudySession | None:
             f"{manifest}: expected a sequence model over network {artifact.weights_sha256[:12]}, "
             f"found one over {part.cnn_weights_sha256[:12]}; export both again"
         )
+    if part.embedding_size != artifact.embedding_size:
+        raise ArtifactError(
+            f"{manifest}: expected a sequence model of {artifact.embedding_size} features, "
+            f"found one of {part.embedding_size}; export both again"
+        )
     engine = open_onnx(read_verified(folder, artifact, STUDY_FILE), "cpu", path)
     check_interface(path, "input", STUDY_INPUTS, [signature(item) for item in engine.get_inputs()])
     check_interface(path, "output", STUDY_OUTPUTS, [signature(item) for item in engine.get_outputs()])
