@@ -11,28 +11,26 @@ last, metrics.json. Validation's predictions are kept too (predictions-val.parqu
 
 import contextlib
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
-from fastich import ops, verb
-from fastich.checkpoint import LoadedRun, load_run
-from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
-from fastich.labels import LABELS, UNKNOWN
+from fastich import operating_points, ops, verb
+from fastich.calibration import METHODS
+from fastich.checkpoint import LoadedRun
+from fastich.errors import RecordError, UsageError
+from fastich.labels import UNKNOWN
 from fastich.leakage import require_apart
-from fastich.loaders import LoaderConfig, open_loader
 from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
+from fastich.report.choices import Rules, choose
+from fastich.report.trust import apply, trust
+from fastich.subject import open_subject
+from fastich.training.embedder import Feed
 from fastich.training.environment import device_name, num_cores, torch_threads, versions
 from fastich.training.precision import Precision, choose_device, choose_precision
-from fastich.training.predictions import Forward, predict
-from fastich.training.replicas import Replicas
+from fastich.training.run_folder import RUN_JSON
 from fastich.verb import option, required
 
 VALIDATION = "val"
@@ -52,6 +50,12 @@ class EvaluateConfig:
     batch_size: int = option(64, "slices at a time")
     loader: str = option("auto", "which loader feeds the network", choices=BACKENDS)
     threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
+    calibration: str = option("platt", "how logits become probabilities, fitted on validation", choices=METHODS)
+    rule: str = option("max-f1", "of the thresholds: max-f1, youden, sensitivity:0.95 or specificity:0.9 and the like")
+    alpha_miss: float = option(0.1, "triage: most of the studies with a bleed that may be cleared")
+    alpha_alarm: float = option(0.2, "triage: most of the studies without a bleed that may be flagged")
+    reverse: bool = option(False, "a sequence model also sees each study turned around, and the mean counts")
+    truth: Path | None = option(None, "truth.csv of synthetic studies: subgroups by volume of bleed")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     seed: int = option(0, "seed of the resampling")
     other_dataset: bool = option(False, "judge records that the run was not trained on, and say so in the report")
@@ -64,14 +68,25 @@ class EvaluateConfig:
             if getattr(self, name) < least:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{flag} must be >= {least}, found {getattr(self, name)}")
+        for name in ("alpha_miss", "alpha_alarm"):
+            if not 0 < getattr(self, name) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag}: expected above 0 and below 1, found {getattr(self, name)}")
+        operating_points.parse_rule(self.rule)
 
-    def num_replicas(self, precision: Precision) -> int:
-        """Parts of a batch that go through the network at once: one a thread on a CPU (``training/replicas.py``)."""
-        return self.num_threads if precision.device.type == "cpu" else 1
+    def rules(self) -> Rules:
+        """How validation decides."""
+        return Rules(
+            calibration=self.calibration,
+            threshold_rule=self.rule,
+            alpha_miss=self.alpha_miss,
+            alpha_alarm=self.alpha_alarm,
+        )
 
-    def threads_an_operation(self, precision: Precision) -> int:
-        """Threads that torch gives each operation: one where the parts of a batch take the cores."""
-        return 1 if self.num_replicas(precision) > 1 else self.num_threads
+    def feed(self) -> Feed:
+        """How slices get through the network."""
+        precision = choose_precision(self.amp, choose_device(self.device))
+        return Feed(precision=precision, batch_size=self.batch_size, loader=self.loader, threads=self.num_threads)
 
     @property
     def num_threads(self) -> int:
@@ -103,41 +118,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         FastichError: one of its kinds: the folder exists, the run or the records cannot be used, a split is empty.
     """
-    if not config.run.is_dir():
-        raise CheckpointError(f"{config.run}: no such run folder; expected the --out folder of python -m fastich.train")
     folder.check(config.folder, overwrite=config.overwrite)
-    run = load_run(config.run, config.which)
-    precision = choose_precision(config.amp, choose_device(config.device))
-    run.model.to(precision.device)
-    splits = tuple(dict.fromkeys((VALIDATION, config.split)))
-    with (
-        contextlib.closing(RecordReader(config.records)) as reader,
-        torch_threads(config.threads_an_operation(precision)),
-    ):
-        dataset = _compare_datasets(config, run, reader)
+    feed = config.feed()
+    threads = 1 if feed.num_replicas > 1 else feed.threads  # of each operation, where parts of a batch take the cores
+    with contextlib.closing(RecordReader(config.records)) as reader, torch_threads(threads):
+        subject = open_subject(config.run, config.which, reader, feed, reverse=config.reverse)
+        dataset = _compare_datasets(config, subject.cnn, reader)
+        splits = tuple(dict.fromkeys((VALIDATION, config.split)))
         for split in splits:
             _require_labelled(config, reader, split)
         folder.make(config.folder)
-        passes = {split: predict_split(config, run, precision, split) for split in splits}
-        validation, judged = passes[VALIDATION], passes[config.split]
-        thresholds = results.choose_on_validation(validation.predictions)
-        verb.say(
-            f"predicted: {len(judged.predictions)} slices, {judged.slices_per_s} slices/s; now numbers and figures"
-        )
+        found = {split: subject.predict(split) for split in splits}
+        verb.say(f"predicted: {len(found[config.split].tables.slices)} slices; now numbers and figures")
+        seen = found[VALIDATION].tables
+        choices = choose(seen.slices, seen.studies, config.rules(), VALIDATION)
+        validation, judged = (apply(choices, found[split].tables) for split in (VALIDATION, config.split))
         measured = {
             "split": config.split,
             "dataset": dataset,
-            "model": {"run": str(config.run), "checkpoint": config.which, "epoch": run.epoch},
-            **results.summarise(judged.predictions, thresholds, num_resamples=config.bootstrap, seed=config.seed),
-            "slices_per_s": judged.slices_per_s,
-            "machine": _machine(precision, judged),
-            "config": run.config,
+            "model": {"run": str(config.run), "checkpoint": config.which, "epoch": subject.epoch},
+            **trust(validation, judged, choices, num_resamples=config.bootstrap, seed=config.seed),
+            "training": _training(config.run),
+            "slices_per_s": found[config.split].slices_per_s,
+            "machine": _machine(feed.precision, found[config.split].loader),
+            "config": subject.config,
             "evaluation": verb.plain(config),
         }
         curves = sorted((config.run / "curves").glob("*.png"))
-        folder.write(
-            config.folder, measured, judged.predictions, validation.predictions, read_hu=reader.hu, curves=curves
-        )
+        folder.write(config.folder, measured, judged, validation, choices, read_hu=reader.hu, curves=curves)
     return measured
 
 
@@ -174,67 +182,21 @@ def _require_labelled(config: EvaluateConfig, reader: RecordReader, split: str) 
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One split as the network saw it: the prediction table, who fed it, and how fast."""
-
-    predictions: pd.DataFrame
-    loader: str
-    slices_per_s: float
-
-
-def predict_split(config: EvaluateConfig, run: LoadedRun, precision: Precision, split: str) -> Pass:
-    """Predict every slice of ``split``; the table has the columns of predictions.parquet, in row order."""
-    loader = open_loader(
-        LoaderConfig(
-            records=config.records,
-            split=split,
-            batch_size=config.batch_size,
-            size=run.size,
-            windows=run.windows,
-            adjacent=run.adjacent,
-            backend=config.loader,
-            device=precision.device.type,
-            threads=config.num_threads,
-        )
-    )
-    with contextlib.closing(loader):
-        start = time.perf_counter()
-        batches = verb.progress(loader.epoch(0), total=loader.num_batches, unit="batches", title=f"predict {split}")
-        replicas = config.num_replicas(precision)
-        with contextlib.ExitStack() as stack:
-            forward: Forward = run.model
-            if replicas > 1:
-                forward = stack.enter_context(contextlib.closing(Replicas(run.model, replicas, precision)))
-            seen = predict(run.model, forward, batches, precision, config.batch_size)
-        rows, probability = seen.tensors()["rows"].cpu().numpy(), seen.probability()
-        seconds = time.perf_counter() - start
-        made = prediction_table(loader.reader.index, rows, probability)
-        return Pass(predictions=made, loader=loader.backend, slices_per_s=round(len(made) / seconds, 2))
+def _training(run: Path) -> dict[str, Any] | None:
+    """What training took, where the run has ended: seconds, slices/s and the device."""
+    path = run / RUN_JSON
+    if not path.is_file():
+        return None
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return {name: told[name] for name in ("seconds", "slices_per_s", "device_name", "epochs_run") if name in told}
 
 
-def prediction_table(index: pd.DataFrame, rows: NDArray[np.int64], probability: NDArray[np.float64]) -> pd.DataFrame:
-    """Columns of predictions.parquet, ascending in ``row``.
-
-    Raises:
-        FastichError: a probability is not finite, and names the first such slice.
-    """
-    bad = ~np.isfinite(probability).all(axis=1)
-    if bad.any():
-        uid = index["sop_uid"].iloc[int(rows[bad][0])]
-        raise FastichError(f"the network gave values that are not finite for {int(bad.sum())} slices, first {uid}")
-    order = np.argsort(rows, kind="stable")
-    table = index.loc[rows[order], ["sop_uid", "study_uid", "patient_id", *LABELS]].reset_index(drop=True)
-    table.insert(0, "row", rows[order])
-    return table.assign(**dict(zip(results.PROBABILITY_COLUMNS, probability[order].T, strict=True)))
-
-
-def _machine(precision: Precision, judged: Pass) -> dict[str, Any]:
+def _machine(precision: Precision, loader: str) -> dict[str, Any]:
     return {
         "device": precision.device.type,
         "device_name": device_name(precision.device),
         "precision": precision.name,
-        "loader": judged.loader,
+        "loader": loader,
         "ops": ops.backend(),
         "versions": versions(),
     }

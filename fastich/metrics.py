@@ -208,8 +208,8 @@ def bootstrap_intervals(
     Seconds for 5,000 slices and 1,000 resamples; equal seeds give equal intervals.
     """
     truth, scores = checked(labels, probability)
-    names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
-    counts_RP = resample_counts(len(names), num_resamples, seed)
+    drawn = PatientCounts.draw(patients, num_resamples, seed)
+    of_slice, counts_RP = drawn.of_row, drawn.counts_RP
     said = decide(scores, thresholds)
     loss = counts_ratio(slice_log_loss(truth, scores), np.ones(len(truth)), of_slice, counts_RP)
     out: dict[str, dict[str, Interval | None]] = {"log_loss": {"all": percentile_interval(loss, level)}}
@@ -244,11 +244,11 @@ def report_intervals(
     recall and F1, and of the macro average; precision is 0 where nothing is called, as in the report.
     """
     truth, scores = checked(labels, probability)
-    names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
-    counts_RP = resample_counts(len(names), num_resamples, seed)
+    drawn = PatientCounts.draw(patients, num_resamples, seed)
+    of_slice, counts_RP = drawn.of_row, drawn.counts_RP
     said = decide(scores, thresholds)
     hits_RK, said_RK, real_RK = (
-        counts_RP @ _sums_by_patient(values, of_slice, len(names)) for values in (truth & said, said, truth)
+        counts_RP @ _sums_by_patient(values, of_slice, counts_RP.shape[1]) for values in (truth & said, said, truth)
     )
     rates = _rates(hits_RK, said_RK, real_RK)
     rows = {label: {name: values[:, i] for name, values in rates.items()} for i, label in enumerate(LABELS)}
@@ -273,6 +273,22 @@ def _rates(hits: Floats, said: Floats, real: Floats) -> dict[str, Floats]:
         "recall": np.where(real > 0, hits / np.maximum(real, 1.0), np.nan),
         "f1-score": np.where(real > 0, 2 * hits / np.maximum(said + real, 1.0), np.nan),
     }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatientCounts:
+    """Resamples of the patients of a table: ``of_row`` [N] numbers each row's patient, ``counts_RP`` is how often each
+    is drawn.
+    """
+
+    of_row: NDArray[np.intp]
+    counts_RP: Floats
+
+    @classmethod
+    def draw(cls, patients: ArrayLike, num_resamples: int, seed: int) -> "PatientCounts":
+        """``num_resamples`` resamples of ``patients`` [N]; equal arguments give equal counts."""
+        names, of_row = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+        return cls(of_row=of_row, counts_RP=resample_counts(len(names), num_resamples, seed))
 
 
 def resample_counts(num_patients: int, num_resamples: int, seed: int) -> Floats:

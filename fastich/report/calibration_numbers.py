@@ -58,8 +58,8 @@ def quality(
     labels: NDArray[np.int8], probability: Floats, patients: NDArray[np.str_], *, num_resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """``{"ece": {label or "macro": estimate}, "brier": the same}`` of ``probability`` [N, 6]."""
-    names, of_slice = np.unique(patients, return_inverse=True)
-    counts_RP = metrics.resample_counts(len(names), num_resamples, seed)
+    drawn = metrics.PatientCounts.draw(patients, num_resamples, seed)
+    of_slice, counts_RP = drawn.of_row, drawn.counts_RP
     ece_RK, brier_RK = [], []
     for column, p in zip(labels.T == 1, probability.T, strict=True):
         ece_RK.append(resampled_ece(column, p, of_slice, counts_RP))

@@ -1,6 +1,7 @@
 """The evaluation folder: made first, so that one that cannot be written costs no prediction; metrics.json last.
 
-Holds predictions.parquet, predictions-val.parquet, thresholds.json, report.csv, roc.csv, figures/*.png, report.html and
+Holds predictions.parquet and studies.parquet, the same of validation (-val), what was decided there (thresholds.json,
+calibration.json, both also of studies, and triage.json), report.csv, roc.csv, figures/*.png, report.html and
 metrics.json, whose presence means "complete". Every file is whole or absent.
 """
 
@@ -14,12 +15,17 @@ import pandas as pd
 from fastich.errors import UsageError
 from fastich.files import atomic_path, write_json, write_text
 from fastich.report import html, pictures, results
+from fastich.report.choices import Choices
+from fastich.report.trust import Tables
 from fastich.types import HuArray
 
 METRICS_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 PREDICTIONS_FILE = "predictions.parquet"
-THRESHOLDS_FILE = "thresholds.json"
+STUDIES_FILE = "studies.parquet"
+THRESHOLDS_FILE, STUDY_THRESHOLDS_FILE = "thresholds.json", "study-thresholds.json"
+CALIBRATION_FILE, STUDY_CALIBRATION_FILE = "calibration.json", "study-calibration.json"
+TRIAGE_FILE = "triage.json"
 FIGURES_FOLDER = "figures"
 
 
@@ -52,8 +58,9 @@ def make(path: Path) -> None:
 def write(
     path: Path,
     measured: dict[str, Any],
-    judged: pd.DataFrame,
-    validation: pd.DataFrame,
+    judged: Tables,
+    validation: Tables,
+    choices: Choices,
     *,
     read_hu: Callable[[int], HuArray],
     curves: Sequence[Path] = (),
@@ -63,18 +70,20 @@ def write(
     Args:
         path: what ``make`` made.
         measured: the content of metrics.json.
-        judged: prediction table of the judged split.
-        validation: prediction table of the validation split.
+        judged: calibrated tables of the judged split.
+        validation: calibrated tables of the validation split.
+        choices: what was decided on it.
         read_hu: gives int16 HU [H, W] of a row of the index.
         curves: PNG files of the training curves.
     """
-    write_table(path / PREDICTIONS_FILE, judged)
-    write_table(path / "predictions-val.parquet", validation)
-    identity = {"dataset_sha256": measured["dataset"]["dataset_sha256"]}
-    write_json(path / THRESHOLDS_FILE, measured["thresholds"] | identity)
+    write_table(path / PREDICTIONS_FILE, judged.slices)
+    write_table(path / STUDIES_FILE, judged.studies)
+    write_table(path / "predictions-val.parquet", validation.slices)
+    write_table(path / "studies-val.parquet", validation.studies)
+    _write_choices(path, choices, {"dataset_sha256": measured["dataset"]["dataset_sha256"]})
     write_table(path / "report.csv", results.report_table(measured))
-    write_table(path / "roc.csv", results.roc_table(judged))
-    drawn, cases = pictures.draw(judged, measured, read_hu)
+    write_table(path / "roc.csv", results.roc_table(judged.slices))
+    drawn, cases = pictures.draw(judged.slices, measured, read_hu)
     (path / FIGURES_FOLDER).mkdir(exist_ok=True)
     shown = {pictures.case_name(number, case): case.png for number, case in enumerate(cases)}
     for name, png in (drawn | shown).items():
@@ -83,6 +92,16 @@ def write(
     page = html.render_report(measured, drawn, cases, {curve.stem: curve.read_bytes() for curve in curves})
     write_text(path / REPORT_FILE, page)
     write_json(path / METRICS_FILE, measured)
+
+
+def _write_choices(path: Path, choices: Choices, identity: dict[str, Any]) -> None:
+    """What an export needs of the evaluation, each file beside the identity of the records."""
+    split = {"split": choices.thresholds["split"]}
+    write_json(path / THRESHOLDS_FILE, choices.thresholds | identity)
+    write_json(path / STUDY_THRESHOLDS_FILE, choices.study_thresholds | identity)
+    write_json(path / CALIBRATION_FILE, choices.slices.to_document() | split | identity)
+    write_json(path / STUDY_CALIBRATION_FILE, choices.studies.to_document() | split | identity)
+    write_json(path / TRIAGE_FILE, choices.triage.to_document() | split | identity)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

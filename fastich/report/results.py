@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import metrics, operating_points
+from fastich import metrics
 from fastich.labels import LABELS
 from fastich.metrics import Interval
 
-THRESHOLD_RULE = "max-f1"
 PROBABILITY_COLUMNS = [f"p_{label}" for label in LABELS]
 LOGIT_COLUMNS = [f"logit_{label}" for label in LABELS]
 
@@ -30,41 +29,40 @@ def by_label(values: Any) -> dict[str, float]:
     return {label: float(value) for label, value in zip(LABELS, values, strict=True)}
 
 
-def choose_on_validation(validation: pd.DataFrame) -> dict[str, Any]:
-    """The content of thresholds.json: rule, where it was applied, six thresholds, labels that fell back to 0.5."""
-    truth, scores = truth_and_scores(validation)
-    return {
-        "rule": THRESHOLD_RULE,
-        "split": "val",
-        "thresholds": by_label(operating_points.choose(truth, scores, THRESHOLD_RULE)),
-        "fallback_labels": list(operating_points.fallback_labels(truth, THRESHOLD_RULE)),
-    }
-
-
 def summarise(
     predictions: pd.DataFrame, thresholds: dict[str, Any], *, num_resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Every number of the evaluation of ``predictions``, JSON-ready (undefined is ``None``).
+    """Every number of the slices ``predictions``, JSON-ready (undefined is ``None``).
 
-    ``thresholds`` is the result of ``choose_on_validation``. Keys: counts, ``prevalence``, ``log_loss``, ``study_any``,
-    ``thresholds``; per label ``auc``, ``average_precision``, and at the thresholds ``sensitivity``, ``specificity``;
-    ``reports``, ``report_intervals`` and ``operating_points``, each ``at_0.5`` and ``at_thresholds``. An interval comes
-    as an ``estimate``.
+    ``thresholds`` is what thresholds.json holds of slices. Keys: counts, ``intervals``, and those of ``judged``.
     """
-    truth, scores = truth_and_scores(predictions)
+    return {
+        "num_slices": len(predictions),
+        "num_studies": int(predictions["study_uid"].nunique()),
+        "num_patients": int(predictions["patient_id"].nunique()),
+        "intervals": {"level": metrics.LEVEL, "num_resamples": num_resamples, "unit": "patient"},
+        **judged(predictions, thresholds, num_resamples=num_resamples, seed=seed),
+    }
+
+
+def judged(table: pd.DataFrame, thresholds: dict[str, Any], *, num_resamples: int, seed: int) -> dict[str, Any]:
+    """The numbers of a table of slices or of studies, JSON-ready, with intervals by patient.
+
+    Keys: ``prevalence``, ``num_positive``, ``log_loss``, ``thresholds``; per label ``auc``, ``average_precision``, and
+    at the thresholds ``sensitivity``, ``specificity``; ``reports``, ``report_intervals`` and ``operating_points``, each
+    ``at_0.5`` and ``at_thresholds``. An interval comes as an ``estimate``.
+    """
+    truth, scores = truth_and_scores(table)
     chosen = np.array([thresholds["thresholds"][label] for label in LABELS])
     points = {"at_0.5": np.full(len(LABELS), metrics.DEFAULT_THRESHOLD), "at_thresholds": chosen}
     operating = {name: metrics.operating_points(truth, scores, at) for name, at in points.items()}
     intervals = metrics.bootstrap_intervals(
-        truth, scores, predictions["patient_id"], thresholds=chosen, num_resamples=num_resamples, seed=seed
+        truth, scores, table["patient_id"], thresholds=chosen, num_resamples=num_resamples, seed=seed
     )
     values = {"auc": metrics.roc_auc(truth, scores), "average_precision": metrics.average_precision(truth, scores)}
     for rate in ("sensitivity", "specificity"):
         values[rate] = {label: operating["at_thresholds"][label][rate] for label in LABELS}
     return {
-        "num_slices": len(predictions),
-        "num_studies": int(predictions["study_uid"].nunique()),
-        "num_patients": int(predictions["patient_id"].nunique()),
         "prevalence": metrics.prevalence(truth),
         "num_positive": dict(zip(LABELS, truth.sum(axis=0, dtype=np.int64).tolist(), strict=True)),
         "log_loss": estimate(metrics.log_loss_weighted(truth, scores), intervals["log_loss"]["all"]),
@@ -72,15 +70,13 @@ def summarise(
             name: {label: estimate(value, intervals[name].get(label)) for label, value in found.items()}
             for name, found in values.items()
         },
-        "intervals": {"level": metrics.LEVEL, "num_resamples": num_resamples, "unit": "patient"},
         "thresholds": thresholds,
         "reports": {name: metrics.classification_report(truth, scores, at) for name, at in points.items()},
         "report_intervals": {
-            name: _report_intervals(truth, scores, predictions["patient_id"], at, num_resamples, seed)
+            name: _report_intervals(truth, scores, table["patient_id"], at, num_resamples, seed)
             for name, at in points.items()
         },
         "operating_points": operating,
-        "study_any": study_level(predictions, num_resamples, seed),
     }
 
 
@@ -106,22 +102,6 @@ def estimate(value: float | None, interval: Interval | None = None) -> dict[str,
     """``{"value", "low", "high", "num_undefined"}``; ``None`` for what is not defined or has no interval."""
     span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else asdict(interval)
     return {"value": value, **span}
-
-
-def study_level(predictions: pd.DataFrame, num_resamples: int, seed: int) -> dict[str, Any]:
-    """AUC of whole studies: the score is the largest p(any) of a study's slices, the truth whether any slice bleeds."""
-    studies = predictions.groupby("study_uid", sort=False).agg(
-        score=("p_any", "max"), truth=("any", "max"), patient=("patient_id", "first")
-    )
-    truth, score = studies["truth"].to_numpy() == 1, studies["score"].to_numpy(np.float64)
-    names, of_study = np.unique(studies["patient"].to_numpy(str), return_inverse=True)
-    counts = metrics.resample_counts(len(names), num_resamples, seed)
-    values, _ = metrics.resampled_auc_and_ap(truth, score, of_study, counts)
-    return {
-        "rule": "max over slices",
-        "num_positive": int(truth.sum()),
-        "auc": estimate(metrics.binary_auc(truth, score), metrics.percentile_interval(values)),
-    }
 
 
 def report_table(measured: dict[str, Any]) -> pd.DataFrame:

@@ -47,6 +47,11 @@ class Feed:
     loader: str = "auto"
     threads: int = 1
 
+    @property
+    def num_replicas(self) -> int:
+        """Parts of a batch that go through the network at once: one a thread on a CPU (``replicas.py``)."""
+        return self.threads if self.precision.device.type == "cpu" else 1
+
 
 class Embedder(nn.Module):
     """A classifier that also hands over what its head saw: images [N, 3, S, S] -> float32 [N, C + 6]."""
@@ -138,6 +143,6 @@ def _chunks(run: LoadedRun, records: Path, rows: Int64Array, augmented_pass: int
 def _forward(stack: contextlib.ExitStack, run: LoadedRun, feed: Feed) -> Forward:
     """The network in eval mode on its device: on a CPU with threads, parts of a batch at once (``replicas.py``)."""
     embedder = Embedder(run.model).to(feed.precision.device).eval()
-    if feed.precision.device.type != "cpu" or feed.threads == 1:
+    if feed.num_replicas == 1:
         return embedder
-    return stack.enter_context(contextlib.closing(Replicas(embedder, feed.threads, feed.precision)))
+    return stack.enter_context(contextlib.closing(Replicas(embedder, feed.num_replicas, feed.precision)))

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from fastich import metrics
-from fastich.labels import enforce_any
 from fastich.loaders.order import Int64Array
 from fastich.models.sequence import SequenceModel, SequenceOutput, reverse_slices
+from fastich.training.predictions import probability_of
 from fastich.training.study_data import StudyBatch, StudySet, look_up
 
 Floats = NDArray[np.float64]
@@ -100,15 +100,10 @@ def _joined(studies: StudySet, rows: Int64Array, slice_logit: Floats, series_log
     )
 
 
-def probability(logit: Floats) -> Floats:
-    """Sigmoid with the rule of ``any`` applied, float64 [n, K]."""
-    return np.asarray(enforce_any(np.exp(-np.logaddexp(0.0, -logit))), dtype=np.float64)
-
-
 def slice_loss(predictions: StudyPredictions, labels: NDArray[np.int8]) -> tuple[float, float]:
     """The challenge's log loss of the slices, by the sequence model and by the CNN alone; ``labels`` [M, K] of all."""
     truth = labels[predictions.rows]
-    said, alone = (probability(logit) for logit in (predictions.slice_logit, predictions.cnn_logit))
+    said, alone = (probability_of(logit) for logit in (predictions.slice_logit, predictions.cnn_logit))
     return metrics.log_loss_weighted(truth, said), metrics.log_loss_weighted(truth, alone)
 
 
@@ -120,14 +115,14 @@ def study_aucs(predictions: StudyPredictions, labels: NDArray[np.int8]) -> dict[
     truth = np.zeros((len(predictions.study_uid), labels.shape[1]), dtype=np.int8)
     np.maximum.at(truth, predictions.slice_study, labels[predictions.rows])
     rules = {f"{name}_{rule}": scores for name, rule, scores in _scores(predictions)}
-    rules["sequence_head"] = probability(predictions.study_logit)
+    rules["sequence_head"] = probability_of(predictions.study_logit)
     return {rule: metrics.roc_auc(truth, scores) for rule, scores in rules.items()}
 
 
 def _scores(predictions: StudyPredictions) -> Iterable[tuple[str, str, Floats]]:
     """Study scores [S, K] made from slices, of the CNN alone and of the sequence model."""
     for name, logit in (("cnn", predictions.cnn_logit), ("sequence", predictions.slice_logit)):
-        p = probability(logit)
+        p = probability_of(logit)
         groups = [p[predictions.slice_study == study] for study in range(len(predictions.study_uid))]
         yield name, "max", np.stack([group.max(axis=0) for group in groups])
         yield name, "top3_mean", np.stack([np.sort(group, axis=0)[-TOP_SLICES:].mean(axis=0) for group in groups])
