@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
         "calibration",
         "calibration_fit",
+        "class_maps",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
     (
@@ -53,6 +54,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study_rule",
         "score",
         "model_card",
+        "pointing",
         "export_evaluation",
         "parity",
         "quantize",
@@ -60,7 +62,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "leakage_pairs",
         "leakage",
     ),
-    ("training", "variants"),
+    ("training", "variants", "findings", "explain"),
     ("train", "train_study", "study_run", "evaluate", "export", "export_study", "steps"),
     ("demo", "cli"),
 )
