@@ -144,7 +144,8 @@ def require_apart(run: checkpoint.LoadedRun, reader: RecordReader, split: str, *
     if leaks and not allow:
         raise RecordError(
             f"{reader.folder}: expected nothing of split {split!r} in what {run.run} was trained on, found "
-            f"{leaks[0].text} of its {leaks[0].a} split (told by {seen.told_by}); judge others, or --allow-leakage"
+            + "; ".join(f"{pair.text} of its {pair.a} split" for pair in leaks)
+            + f" (told by {seen.told_by}); judge others, or --allow-leakage"
         )
     return {"clean": not leaks, "told_by": seen.told_by, "shared": [pair.row() for pair in pairs]}
 
