@@ -17,6 +17,7 @@ VERBS = {
     "leakage": "patients, studies and images that two splits or two data sets share",
     "train": "train a network on records",
     "evaluate": "judge a trained network on held-out patients, with a report",
+    "compare": "is one run better than another? differences with intervals and p-values",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "score": "score DICOM files, folders or studies with an exported model",
     "demo": "the main job, end to end, on synthetic studies or your own",

@@ -229,6 +229,11 @@ class Interval:
     num_undefined: int
 
 
+def why_undefined(truth: ArrayLike) -> str:
+    """The words for a figure of one label, ``truth`` [N] of 0 and 1, that has no value."""
+    return "undefined: no positives" if not np.asarray(truth).any() else "undefined: no negatives"
+
+
 def estimate(value: float | None, interval: Interval | None = None) -> dict[str, Any]:
     """``{"value", "low", "high", "num_undefined"}``; ``None`` for what is not defined or has no interval."""
     span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else asdict(interval)
