@@ -81,19 +81,26 @@ def _of_label(truth: NDArray[np.bool_], score: Floats, of_study: NDArray[np.intp
     return {
         "num_positive": int(truth.sum()),
         "auc": estimate(metrics.binary_auc(truth, score), metrics.percentile_interval(auc)),
-        "sensitivity_at_specificity": _at_fixed(sensitivity_at_specificity, truth, score, of_study, counts_RP),
-        "specificity_at_sensitivity": _at_fixed(specificity_at_sensitivity, truth, score, of_study, counts_RP),
+        "sensitivity_at_specificity": _at_fixed(sensitivity_at_specificity, truth, score, of_study, counts_RP, truth),
+        "specificity_at_sensitivity": _at_fixed(specificity_at_sensitivity, truth, score, of_study, counts_RP, ~truth),
     }
 
 
 def _at_fixed(
-    rate: Rate, truth: NDArray[np.bool_], score: Floats, of_study: NDArray[np.intp], counts_RP: Floats
+    rate: Rate,
+    truth: NDArray[np.bool_],
+    score: Floats,
+    of_study: NDArray[np.intp],
+    counts_RP: Floats,
+    is_judged: NDArray[np.bool_],
 ) -> dict[str, dict[str, Any]]:
+    """An ``estimate`` for each of ``FIXED``; ``is_judged`` [S] marks the studies in the rate's denominator."""
     everyone, each_once = np.arange(len(truth)), np.ones((1, len(truth)))
     out = {}
     for target in FIXED:
         value = float(rate(truth, score, everyone, each_once, target)[0])
         span = metrics.percentile_interval(rate(truth, score, of_study, counts_RP, target))
+        span = metrics.all_or_none(span, of_study[is_judged])
         out[f"{target:.2f}"] = estimate(value if np.isfinite(value) else None, span)
     return out
 

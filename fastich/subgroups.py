@@ -2,8 +2,8 @@
 
 A good mean hides a bad scanner or a missed small bleed, so each group gets its own line, with the numbers that stand
 behind it and intervals by patient. A study belongs to one group of each factor as a whole. Groups are small and many:
-read them as places to look, not as findings. Intervals are percentiles of resampled patients: where no slice is missed
-they end at 1.000 on both sides, which then means "none of these", not certainty. About 0.1 s a group of 1,000 slices.
+read them as places to look, not as findings. Rates whose all or none are found get the exact interval over patients; an
+AUC of 1 has none but 1 to 1, which then means "none of these", not certainty. About 0.1 s a group of 1,000 slices.
 
 Tables as in ``fastich/study_metrics.py``; ``index`` is that of the records.
 """
@@ -180,9 +180,11 @@ def _figures(table: pd.DataFrame, threshold: float, draw: tuple[int, int], prefi
         "sensitivity": _share(hits, real),
         "specificity": _share(spared, ~real),
     }
+    judged = {"sensitivity": of_row[real], "specificity": of_row[~real]}
     out: dict[str, float | None] = {}
     for name, value in values.items():
         span: Interval | None = metrics.percentile_interval(drawn[name]) if num_patients > 1 else None
+        span = metrics.all_or_none(span, judged[name]) if name in judged else span
         out |= {prefix + name: value}
         out |= {f"{prefix}{name}_{end}": None if span is None else getattr(span, end) for end in ("low", "high")}
     return out
