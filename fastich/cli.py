@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a network on records",
     "train_study": "train the sequence model: what a CNN says of each slice -> what the study says",
     "evaluate": "judge a trained network on held-out patients, with a report",
+    "compare": "is one run better than another? differences with intervals and p-values",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "score": "score DICOM files, folders or studies with an exported model",
     "demo": "the main job, end to end, on synthetic studies or your own",

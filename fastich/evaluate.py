@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from fastich import operating_points, ops, verb
 from fastich.calibration import METHODS
 from fastich.checkpoint import LoadedRun
@@ -24,8 +26,9 @@ from fastich.leakage import require_apart
 from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
-from fastich.report.choices import Rules, choose
-from fastich.report.trust import apply, trust
+from fastich.report.choices import Choices, Rules, choose
+from fastich.report.trust import Tables, apply, trust
+from fastich.subgroups import read_truth, subgroup_table
 from fastich.subject import open_subject
 from fastich.training.embedder import Feed
 from fastich.training.environment import device_name, num_cores, torch_threads, versions
@@ -120,6 +123,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder.check(config.folder, overwrite=config.overwrite)
     feed = config.feed()
+    truth = None if config.truth is None else read_truth(config.truth)
     threads = 1 if feed.num_replicas > 1 else feed.threads  # of each operation, where parts of a batch take the cores
     with contextlib.closing(RecordReader(config.records)) as reader, torch_threads(threads):
         subject = open_subject(config.run, config.which, reader, feed, reverse=config.reverse)
@@ -138,6 +142,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "dataset": dataset,
             "model": {"run": str(config.run), "checkpoint": config.which, "epoch": subject.epoch},
             **trust(validation, judged, choices, num_resamples=config.bootstrap, seed=config.seed),
+            "subgroups": _subgroups(config, judged, reader, choices, truth),
             "training": _training(config.run),
             "slices_per_s": found[config.split].slices_per_s,
             "machine": _machine(feed.precision, found[config.split].loader),
@@ -180,6 +185,23 @@ def _require_labelled(config: EvaluateConfig, reader: RecordReader, split: str) 
             f"{config.records}: expected a label for every slice of split {split!r}, found {unknown} without; "
             "pack again with the label table"
         )
+
+
+def _subgroups(
+    config: EvaluateConfig, judged: Tables, reader: RecordReader, choices: Choices, truth: pd.DataFrame | None
+) -> list[dict[str, Any]]:
+    """The lines of ``subgroup_table``."""
+    made = subgroup_table(
+        judged.slices,
+        judged.studies,
+        reader.index,
+        choices.thresholds["thresholds"],
+        truth,
+        config.bootstrap,
+        config.seed,
+        choices.study_thresholds["thresholds"],
+    )
+    return [{str(name): value for name, value in line.items()} for line in made.to_dict("records")]
 
 
 def _training(run: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from fastich.dicom import Decoder, Seen, Series, Study, group_studies, named_fil
 from fastich.errors import DicomError, FastichError, UsageError
 from fastich.labels import ANY, LABELS
 from fastich.serve.session import BACKENDS, Session, open_session
+from fastich.study_scores import largest, top_k_mean
 from fastich.types import HuArray, Reject, Slice, SliceHeader
 from fastich.verb import option, required
 
@@ -185,18 +186,17 @@ def study_row(study: Study, found: Probabilities, session: Session, top_k: int) 
     series = [series_row(one, found) for one in study.series]
     rows = [row for one in series for row in one["slices"]]
     probability_N6 = np.stack([found[place(header)] for one in study.series for header in one.headers]).astype(float)
-    largest = probability_N6.max(axis=0)
-    top = np.sort(probability_N6, axis=0)[::-1][:top_k].mean(axis=0)
+    biggest, top = largest(probability_N6), top_k_mean(probability_N6, top_k)
     key = rows[int(probability_N6[:, ANY].argmax())]
     threshold = session.artifact.thresholds.values[ANY]
     return {
         "study_uid": study.study_uid,
         "patient_id": study.patient_id,
         "num_slices": len(rows),
-        "probability": by_label(largest),
+        "probability": by_label(biggest),
         "top_k": top_k,
         "top_k_mean": by_label(top),
-        "flagged": bool(largest[ANY] >= threshold),
+        "flagged": bool(biggest[ANY] >= threshold),
         "threshold": threshold,
         "key_slice": {name: key[name] for name in ("sop_uid", "path", "frame", "z_mm")}
         | {"probability": key["probability"]["any"]},

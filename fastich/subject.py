@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from fastich import checkpoint
 from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import CheckpointError
-from fastich.labels import LABELS
 from fastich.records.reader import RecordReader
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
 from fastich.report.trust import Tables
+from fastich.study_metrics import study_table
 from fastich.study_run import load_study_run, predict_studies
 from fastich.training.embedder import Feed
 from fastich.training.prediction import predict_split, prediction_table
@@ -85,7 +85,7 @@ def _of_cnn(run: Path, which: str, reader: RecordReader, feed: Feed) -> Subject:
     def predict(split: str) -> Found:
         found = predict_split(loaded, reader.folder, split, feed)
         slices = found.predictions
-        tables = Tables(slices=slices, studies=largest_slices(slices), decision=LARGEST)
+        tables = Tables(slices=slices, studies=study_table(slices), decision=LARGEST)
         return Found(tables=tables, loader=found.loader, slices_per_s=found.slices_per_s)
 
     return Subject(cnn=loaded, config=loaded.config, epoch=loaded.epoch, predict=predict)
@@ -100,29 +100,17 @@ def _of_study(run: Path, which: str, reader: RecordReader, feed: Feed, reverse: 
         found = predict_studies(loaded, reader, split, feed, reverse=reverse)
         seconds = time.perf_counter() - start
         slices = prediction_table(reader.index, found.rows, found.slice_logit)
-        studies = study_table(slices, found.study_uid, found.study_logit)
+        studies = headed(slices, found.study_uid, found.study_logit)
         tables = Tables(slices=slices, studies=studies, decision=HEAD)
         return Found(tables=tables, loader=feed.loader, slices_per_s=round(len(slices) / seconds, 2))
 
     return Subject(cnn=loaded.cnn, config=loaded.config, epoch=loaded.epoch, predict=predict)
 
 
-def largest_slices(slices: pd.DataFrame) -> pd.DataFrame:
-    """The table of studies whose logits are the largest of their slices', label by label."""
-    logit = slices.groupby("study_uid", sort=False)[LOGIT_COLUMNS].max()
-    return study_table(slices, list(logit.index), logit.to_numpy(np.float64))
-
-
-def study_table(slices: pd.DataFrame, study_uid: list[str], logit_SK: NDArray[np.float64]) -> pd.DataFrame:
-    """Columns of studies.parquet, in the order of ``study_uid``; probabilities are not calibrated yet.
-
-    A study has a label where one of its slices has it.
-    """
-    groups = slices.groupby("study_uid", sort=False)
-    made = groups[list(LABELS)].max().loc[study_uid]
-    made.insert(0, "patient_id", groups["patient_id"].first().loc[study_uid])
-    made.insert(1, "num_slices", groups.size().loc[study_uid])
-    return made.reset_index().assign(
+def headed(slices: pd.DataFrame, study_uid: list[str], logit_SK: NDArray[np.float64]) -> pd.DataFrame:
+    """The study table of ``slices`` with a study head's logits in place of the largest slice's."""
+    table = study_table(slices).set_index("study_uid").loc[study_uid].reset_index()
+    return table.assign(
         **dict(zip(PROBABILITY_COLUMNS, probability_of(logit_SK).T, strict=True)),
         **dict(zip(LOGIT_COLUMNS, logit_SK.T, strict=True)),
     )
