@@ -8,6 +8,7 @@ A run folder holds config.json, metrics.jsonl, curves/, checkpoints/ and, writte
 """
 
 import contextlib
+import dataclasses
 import statistics
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from fastich import ops, verb
 from fastich.errors import FastichError
 from fastich.files import write_json
+from fastich.folds import run_rows
 from fastich.labels import UNKNOWN
 from fastich.loaders import Loader, open_loader
 from fastich.models.classifier import build_model
 from fastich.training import curves, history
-from fastich.training.config import TrainConfig
+from fastich.training.config import ALL_FOLDS, TrainConfig
 from fastich.training.environment import device_name, host, torch_threads, versions
 from fastich.training.epoch import Job, run_epoch
 from fastich.training.learner import Learner, make_learner
@@ -30,7 +32,7 @@ from fastich.training.precision import Precision, choose_device, choose_precisio
 from fastich.training.predictions import Predictions
 from fastich.training.profiling import FEWEST_STEPS, Profile, Span, no_span
 from fastich.training.replicas import FEWEST_SLICES
-from fastich.training.run_folder import RUN_JSON, RunFolder, check_out
+from fastich.training.run_folder import RUN_JSON, RunFolder, check_out, finished_fold, fold_name, start_folds
 from fastich.training.tensorboard import Board
 
 
@@ -48,6 +50,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         FastichError: one of its kinds, for whatever input, files or the machine got in the way.
     """
+    if config.fold == ALL_FOLDS:
+        return train_folds(config)
     check_out(config)
     device = choose_device(config.device)
     precision = choose_precision(config.amp, device)
@@ -79,6 +83,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return _finish(job, position)
 
 
+def train_folds(config: TrainConfig) -> dict[str, Any]:
+    """Train every fold in turn, each into a run folder of its own; one that is finished is left as it is.
+
+    Returns what OUT/run.json holds: the config, and of each fold what its own run.json says of its best epoch.
+    """
+    check_out(config)
+    made = start_folds(config)
+    folds = []
+    for number in range(config.folds):
+        one = dataclasses.replace(config, out=config.out / fold_name(number), fold=number)
+        verb.say(f"fold {number} of {config.folds}: {one.out}")
+        folds.append(finished_fold(one) or train(one))
+    summary = made | {"folds": [{name: fold[name] for name in ("best_epoch", "best", "seconds")} for fold in folds]}
+    write_json(config.out / RUN_JSON, summary)
+    return summary
+
+
 def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: torch.device) -> Loader:
     """Open the loader of one split and refuse one that cannot be learned from or judged on."""
     loader = stack.enter_context(contextlib.closing(open_loader(config.loader_config(split, device.type))))
@@ -89,7 +110,7 @@ def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: 
             f"{config.records}: {loader.num_slices} slices in split {split!r} do not fill one batch; "
             f"lower --batch-size {config.batch_size}"
         )
-    labels = loader.reader.labels()[loader.reader.rows(split)]
+    labels = loader.reader.labels()[run_rows(loader.reader, config.resolved(), split)]
     if (labels == UNKNOWN).any():
         raise FastichError(
             f"{config.records}: {int((labels == UNKNOWN).any(axis=1).sum())} slices in split {split!r} have no label; "

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "records",
         "rsna",
         "splits",
+        "folds",
         "preprocess",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),

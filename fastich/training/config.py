@@ -27,6 +27,15 @@ where each takes a part of the batch through the network (``replicas.py``), and 
 it rounds (``loaders/planes.py``)."""
 
 
+ALL_FOLDS = -1
+"""The value of ``fold`` that stands for each of them in turn."""
+
+
+def fold_number(text: str) -> int:
+    """The value of ``--fold``: a number, or ``all``."""
+    return ALL_FOLDS if text == "all" else int(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
@@ -40,6 +49,9 @@ class TrainConfig:
     windows: str = option("brain,subdural,bone", "the three channels: windows by name or as center/width in HU")
     adjacent: str | None = option(None, "instead of --windows: slices s-1, s, s+1 through this one window")
     backbone: str = option(DEFAULT_BACKBONE, "the network before its head", choices=tuple(BACKBONES))
+    folds: int = option(0, "divide train and val by patient into this many folds (0: take the splits of the records)")
+    fold: int = option(0, "which fold validates, 0 to N-1, or all: each in turn, into OUT/fold-0 ...", read=fold_number)
+    fold_seed: int = option(0, "seed of the division into folds")
     weights: str = option("imagenet", "start from imagenet, none (random) or FILE (torchvision .pth, our .safetensors)")
     lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle")
     schedule: str = option("constant", "learning rate over the run", choices=("constant", "one-cycle"))
@@ -63,9 +75,17 @@ class TrainConfig:
         for name in ("epochs", "patience", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{flag(name)} must be > 0, found {getattr(self, name)}")
-        for name in ("checkpoint_steps", "threads", "seed"):
+        for name in ("checkpoint_steps", "threads", "seed", "fold_seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
+        if self.folds < 0 or self.folds == 1:
+            raise UsageError(f"--folds must be 0 (none) or at least 2, found {self.folds}")
+        if self.fold and not self.folds:
+            raise UsageError(
+                f"--fold {'all' if self.fold == ALL_FOLDS else self.fold} needs --folds, the number of them"
+            )
+        if self.folds and not ALL_FOLDS <= self.fold < self.folds:
+            raise UsageError(f"--fold must be 0 to {self.folds - 1} or all, found {self.fold}")
         if self.size < SMALLEST_SIZE:
             raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
         for name, choices in (("backbone", tuple(BACKBONES)), ("compile", COMPILE_MODES), ("cache", CACHES)):
@@ -103,6 +123,9 @@ class TrainConfig:
             augment=training and self.augment,
             shuffle=training,
             balanced=training and self.balanced,
+            folds=self.folds,
+            fold=self.fold,
+            fold_seed=self.fold_seed,
             seed=self.seed,
             drop_last=training,
             backend=self.loader,
