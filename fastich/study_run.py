@@ -100,7 +100,7 @@ def predict_studies(
         FastichError: the split is empty.
         RecordError: the side store is damaged.
     """
-    rows = rows_of(reader, split)
+    rows = rows_of(reader, run.cnn.config, split)
     if not len(rows):
         raise FastichError(f"{reader.folder}: no labelled slices in split {split!r}; pack more patients")
     stores = stores_of(run.cnn, reader.folder, reader, rows, 0, feed)

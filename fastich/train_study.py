@@ -94,7 +94,7 @@ def require_same_records(records: Path, reader: RecordReader, run: LoadedRun) ->
 
 def study_sets(config: StudyConfig, run: LoadedRun, reader: RecordReader, feed: Feed) -> tuple[StudySet, StudySet]:
     """The training studies, with the augmented passes, and the validation studies."""
-    train_rows, val_rows = rows_of(reader, "train"), rows_of(reader, "val")
+    train_rows, val_rows = rows_of(reader, run.config, "train"), rows_of(reader, run.config, "val")
     for split, rows in (("train", train_rows), ("val", val_rows)):
         if not len(rows):
             raise FastichError(f"{config.records}: no labelled slices in split {split!r}; pack more patients")
@@ -134,7 +134,7 @@ def start(
         optimizer=make_optimizer(model, config),
         training=training,
         validation=validation,
-        val_rows=rows_of(reader, "val"),
+        val_rows=rows_of(reader, run.config, "val"),
     )
 
 

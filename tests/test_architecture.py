@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "rsna",
         "splits",
         "fingerprints",
+        "folds",
         "preprocess",
         "calibration",
         "calibration_fit",

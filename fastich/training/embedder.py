@@ -17,6 +17,7 @@ from fastich import embeddings, verb
 from fastich.checkpoint import LoadedRun, weights_sha256
 from fastich.embeddings import Chunk, Identity, Int64Array, Store
 from fastich.errors import RecordError
+from fastich.folds import FOLD_KEYS
 from fastich.labels import NUM_LABELS
 from fastich.loaders import LoaderConfig, open_loader
 from fastich.loaders.order import ALL_ROWS
@@ -127,6 +128,7 @@ def _chunks(run: LoadedRun, records: Path, rows: Int64Array, augmented_pass: int
         backend=feed.loader,
         device=device.type,
         threads=feed.threads,
+        **{name: run.config.get(name, 0) for name in FOLD_KEYS},
     )
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(contextlib.closing(open_loader(config)))
