@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": "judge a trained network on held-out patients, with a report",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "score": "score DICOM files, folders or studies with an exported model",
+    "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
     "demo": "the main job, end to end, on synthetic studies or your own",
 }
 
@@ -27,7 +28,7 @@ MODULES = {"phantom": "fastich.phantom.__main__"}
 
 def usage() -> str:
     """The help text: one line a verb."""
-    lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:<11} {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [f"fastich {__version__}: intracranial hemorrhage on head CT", "usage: fastich <verb> [--help] ...", *lines]
     )
