@@ -224,26 +224,14 @@ def test_torchscript_is_left_out_and_said(
     model: Path, outcomes: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_file(model, TORCHSCRIPT_FILE)
-    words = [
-        "--model",
-        str(model),
-        "--outcomes",
-        str(outcomes),
-        "--scores",
-        str(scores),
-        "--out",
-        str(tmp_path / "new"),
-    ]
-    assert main(words) == 0
+    assert main(words(model, outcomes, scores, tmp_path / "new")) == 0
     shown = capsys.readouterr().out
     assert "left out: model.ts, which holds the old calibration; only export can write it" in shown
     assert "model.ts vs torch" not in load_artifact(tmp_path / "new").parity
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted([HALF, MANIFEST, ONNX_FILE])
     assert "epidural" in shown
     assert "keeps its calibration: needs 20 positives and negatives, found 7 and 593" in shown
-    assert (
-        "600 outcomes of slice level, 60 patients; 0 outcomes without a score; after: cross-fitted by patient" in shown
-    )
+    assert "600 outcomes by slice, 60 patients; 0 outcomes without a score; after: cross-fitted by patient" in shown
     assert "nan" not in shown.lower()
 
 
@@ -257,17 +245,7 @@ def add_file(model: Path, name: str) -> None:
 def test_json_is_what_is_returned(
     model: Path, outcomes: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "--model",
-        str(model),
-        "--outcomes",
-        str(outcomes),
-        "--scores",
-        str(scores),
-        "--out",
-        str(tmp_path / "new"),
-    ]
-    assert main([*words, "--json", "--rule", "keep"]) == 0
+    assert main([*words(model, outcomes, scores, tmp_path / "new"), "--json", "--rule", "keep"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report["labels"]) == list(LABELS)
     assert {row["threshold"] for row in report["labels"].values()} == {0.3}
