@@ -21,6 +21,7 @@ VERBS = {
     "compare": "is one run better than another? differences with intervals and p-values",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "score": "score DICOM files, folders or studies with an exported model",
+    "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
     "demo": "the main job, end to end, on synthetic studies or your own",
 }
 

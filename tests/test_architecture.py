@@ -61,9 +61,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "leakage_pairs",
         "leakage",
         "compare",
+        "calibration_graph",
+        "outcomes",
+        "refit",
     ),
     ("training", "variants"),
-    ("train", "train_study", "study_run", "subject", "evaluate", "export", "steps"),
+    ("train", "train_study", "study_run", "subject", "evaluate", "export", "recalibrate", "steps"),
     ("demo", "cli"),
 )
 
@@ -76,7 +79,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "nvidia": ("loaders.dali", "loaders.dali_stock"),
     "onnxruntime": ("serve.session", "export", "quantize"),
     "openvino": ("serve.openvino_backend",),
-    "onnx": ("models.onnx_graph", "export", "quantize"),
+    "onnx": ("models.onnx_graph", "export", "quantize", "calibration_graph"),
     "torch": (
         "preprocess",
         "models",
