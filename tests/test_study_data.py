@@ -98,7 +98,7 @@ def test_training_order_is_new_each_epoch_and_the_same_again() -> None:
     made = studies([2] * 20)
     rows = [batch_of(made, epoch).rows.tolist() for epoch in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
-    assert sorted(sum(rows[2], [])) == list(range(40))
+    assert sorted(row for study in rows[2] for row in study) == list(range(40))
     assert batch_of(made, 0, seed=1).rows.tolist() != rows[0]
 
 
