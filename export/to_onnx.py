@@ -1,6 +1,7 @@
 """A trained run becomes a model folder: model.onnx with the preprocessing inside, and model.json.
 
     python export/to_onnx.py --run RUN --out MODEL_DIR [--evaluation EVAL] [--records RECORDS]
+    python export/to_onnx.py --run RUN --study STUDYRUN --study-evaluation EVAL --out MODEL_DIR     # and study.onnx
     python export/to_onnx.py --run RUN --out MODEL_DIR --records RECORDS --precision int8     # or float16, bfloat16
 
 Both commands of this folder may fill the same MODEL_DIR, in either order. Parity with the trained network is measured
@@ -11,7 +12,7 @@ from fastich import export, verb
 
 
 def main(argv: list[str]) -> None:
-    """Write model.onnx, or a variant of it beside it, and model.json."""
+    """Write model.onnx, study.onnx or a variant of model.onnx beside it, and model.json."""
     export.main(argv, formats=("onnx",), prog="python export/to_onnx.py")
 
 

@@ -81,6 +81,7 @@ class Artifact:
 
     ``adjacent`` models see slices s-1, s, s+1 through ``windows[0]``: their input must be one series in slice order.
     ``calibration`` is a document of ``calibration.py``, which the graph computes; ``triage`` one of ``conformal.py``.
+    ``study`` describes study.onnx (``study_contract.StudyPart``); None without one, and in folders older than it.
     """
 
     windows: tuple[Window, ...]
@@ -97,6 +98,7 @@ class Artifact:
     metrics: Mapping[str, Any] | None = None
     leakage_certificate: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    study: Mapping[str, Any] | None = None
     files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -136,6 +138,7 @@ def to_document(artifact: Artifact) -> dict[str, Any]:
         "leakage_certificate": plain["leakage_certificate"],
         "metrics": plain["metrics"],
         "parity": dict(sorted(plain["parity"].items())),
+        "study": plain["study"],
         "files": dict(sorted(plain["files"].items())),
         "versions": plain["versions"],
     }
@@ -201,6 +204,7 @@ def _from_document(document: dict[str, Any]) -> Artifact:
         metrics=document["metrics"],
         leakage_certificate=document["leakage_certificate"],
         parity=document["parity"],
+        study=document.get("study"),
         files={name: _file_entry(name, entry) for name, entry in document["files"].items()},
         versions=document["versions"],
     )

@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "judge a trained network on held-out patients, with a report",
     "compare": "is one run better than another? differences with intervals and p-values",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
+    "model_card": "what a model folder holds, is for and is worth, in words: Markdown and HTML",
     "score": "score DICOM files, folders or studies with an exported model",
     "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
     "demo": "the main job, end to end, on synthetic studies or your own",

@@ -1,15 +1,16 @@
 """A trained network becomes one folder that crosses to serving: model.onnx and/or model.ts, and model.json last.
 
+A model card, for people, stands beside them.
+
 Each file takes HU and does the preprocessing itself. Nothing is written until the file, run by its own engine on
 real-looking HU, agrees with the network behind the numpy preprocessing. The same command gives the same bytes, and no
 path of this machine is in them. ONNX takes about 15 s of one core and TorchScript 3 s; then each form of the model runs
-on the parity slices.
+on the parity slices. The sequence model of a study run goes into study.onnx (``export_study.py``).
 """
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,45 +22,32 @@ import torch
 
 import fastich
 from fastich import artifact as contract
-from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
+from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry
 from fastich.calibration import NONE, Calibration
 from fastich.checkpoint import LoadedRun, load_run, weights_sha256
-from fastich.conformal import Triage
 from fastich.errors import ArtifactError, UsageError
+from fastich.export_evaluation import CALIBRATION_FILE, read_evaluation, shipped_config
+from fastich.export_study import add_study
 from fastich.files import atomic_path
 from fastich.leakage_sides import CERTIFICATE_KEY
+from fastich.model_card import publish
 from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import OPSET, onnx_bytes
 from fastich.models.serving import Front, ServingModel, example
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
 from fastich.parity import Answer, Runner, batches_of, check_parity, parity, synthetic_heads
 from fastich.records.reader import RecordReader
+from fastich.study_contract import STUDY_FILE
+from fastich.study_run import load_study_run
 from fastich.types import HuArray
 from fastich.variants import VariantConfig, write_variant
 from fastich.verb import add_config_flags, config_from_args, option, parser, required, say
 from fastich.verb import run as from_command_line
 from fastich.windowing import preprocess, preprocess_adjacent
 
-EVALUATION_KEYS = (
-    "split",
-    "num_slices",
-    "num_studies",
-    "num_patients",
-    "prevalence",
-    "auc",
-    "average_precision",
-    "log_loss",
-    "intervals",
-    "study_any",
-)
-"""What model.json repeats of an evaluation's metrics.json; the rest stays in the report."""
-PATHS_IN_CONFIG = ("records", "out", "run")
-"""Fields of a training config that name folders of the machine it ran on: not for model.json."""
 HEADS_BESIDE_RECORDS = 4
 """Records may have been packed at the network's size; these, in scanner sizes, make sure that resizing is compared."""
-CALIBRATION_FILE, TRIAGE_FILE = "calibration.json", "triage.json"
-"""What an evaluation folder may hold beside thresholds and metrics."""
-KEPT = ("thresholds", "calibration", "triage", "metrics", "files", "parity")
+KEPT = ("thresholds", "calibration", "triage", "metrics", "files", "parity", "study", "versions")
 """What a second export into the same folder leaves as the first was told."""
 ROLES = {
     ONNX_FILE: "preprocessing, network and class maps for ONNX Runtime",
@@ -71,10 +59,13 @@ ROLES = {
 class ExportConfig:
     """What to export, where to, and what to state in model.json."""
 
-    run: Path = required("run folder that training wrote")
+    run: Path | None = option(None, "run folder that training wrote; may be left out with --study, which knows its own")
     out: Path = required("model folder; both export commands may fill the same one")
     which: str = option("best", "which checkpoint", choices=("best", "last"))
     evaluation: Path | None = option(None, "evaluation folder: its thresholds and metrics go into model.json")
+    study: Path | None = option(None, "study run folder: its sequence model goes into study.onnx beside model.onnx")
+    study_which: str = option("best", "which checkpoint of the study run", choices=("best", "last"))
+    study_evaluation: Path | None = option(None, "evaluation folder of the study run, for study.onnx")
     records: Path | None = option(None, "records whose test split parity is measured on (otherwise synthetic heads)")
     parity_slices: int = option(32, "slices that parity is measured on")
     precision: str = option(
@@ -87,7 +78,11 @@ class ExportConfig:
     variant_slices: int = option(2000, "slices of the test split that a variant is compared on")
 
     def __post_init__(self) -> None:
-        """Refuse a check that checks nothing, and a variant without slices to make and compare it."""
+        """Refuse a check that checks nothing, a variant without slices, and an export of nothing."""
+        if self.run is None and self.study is None:
+            raise UsageError("expected --run, or --study, found neither; give what is to be exported")
+        if self.study is None and self.study_evaluation is not None:
+            raise UsageError("--study-evaluation: expected --study beside it, found none")
         for name in ("parity_slices", "calibration_slices", "variant_slices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}")
@@ -118,7 +113,7 @@ def export_torchscript(run: Path, out: Path, **options: Any) -> Artifact:
 
 def export(config: ExportConfig, name: str) -> Artifact:
     """Write ``name``, one of ``model.onnx`` and ``model.ts``, then model.json; see ``export_onnx``."""
-    loaded = load_run(config.run, config.which)
+    loaded = load_network(config)
     started = _start(config, loaded, name, rewritten=name)
     config.out.mkdir(parents=True, exist_ok=True)
     front = Front(loaded.size, loaded.windows, loaded.adjacent)
@@ -131,8 +126,51 @@ def export(config: ExportConfig, name: str) -> Artifact:
     )
     with atomic_path(config.out / name) as temporary:
         temporary.write_bytes(content)
-    contract.write_manifest(config.out, finished)
+    publish(config.out, finished)
     return finished
+
+
+def load_network(config: ExportConfig) -> LoadedRun:
+    """The network to export: that of ``config.run``, or the one that ``config.study`` listens to, which is the same.
+
+    Raises:
+        CheckpointError: a folder cannot be loaded.
+        UsageError: the study run listens to another network than that of ``config.run``.
+    """
+    if config.study is None:
+        assert config.run is not None, "ExportConfig refuses neither"
+        return load_run(config.run, config.which)
+    cnn = load_study_run(config.study, config.study_which, cnn=config.run).cnn
+    if config.run is not None:
+        given = load_run(config.run, config.which)
+        if weights_sha256(given.model) != weights_sha256(cnn.model):
+            raise UsageError(
+                f"{config.study}: expected a study run over {config.run} ({weights_sha256(given.model)[:12]}), "
+                f"found one over {weights_sha256(cnn.model)[:12]}; leave out --run, or give the right one"
+            )
+    return cnn
+
+
+def export_study(config: ExportConfig) -> Artifact:
+    """Write study.onnx of ``config.study`` into ``config.out``, model.onnx first where it is not there yet.
+
+    Raises:
+        UsageError: ``config.out`` holds another model, or another study run was evaluated.
+        ArtifactError: a file does not agree with its network.
+        CheckpointError: a run cannot be loaded.
+    """
+    assert config.study is not None, "asked for with --study only"
+    loaded = load_study_run(config.study, config.study_which, cnn=config.run)
+    artifact = _start(config, loaded.cnn, ONNX_FILE, rewritten=STUDY_FILE)
+    if ONNX_FILE not in artifact.files:
+        artifact = export(config, ONNX_FILE)
+    artifact = dataclasses.replace(artifact, versions=_versions())
+    batches, _ = parity_input(config)
+    with torch.inference_mode():
+        embedding = [loaded.cnn.model.embedding(network_input(loaded.cnn, hu)) for hu in batches]
+        logit = [loaded.cnn.model.head(one) for one in embedding]
+    seen = torch.cat(embedding).numpy(), torch.cat(logit).numpy()
+    return add_study(config.out, artifact, loaded, config.study_evaluation, seen)
 
 
 def export_variant(config: ExportConfig) -> Artifact:
@@ -144,7 +182,7 @@ def export_variant(config: ExportConfig) -> Artifact:
     """
     assert config.records is not None, "ExportConfig refuses a variant without records"
     made = "" if config.precision == "bfloat16" else contract.PRECISION_FILES[config.precision]
-    artifact = _start(config, load_run(config.run, config.which), ONNX_FILE, rewritten=made)
+    artifact = _start(config, load_network(config), ONNX_FILE, rewritten=made)
     if ONNX_FILE not in artifact.files:
         artifact = export(config, ONNX_FILE)
     asked = VariantConfig(
@@ -194,8 +232,8 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str, *, rewritten: str
         raise UsageError(f"{config.out / name} exists without {MANIFEST}: remove it or choose another --out")
     if config.evaluation is None:
         return base
-    found = read_evaluation(config.evaluation, loaded)
-    others = sorted(set(base.files) - {rewritten})
+    found = read_evaluation(config.evaluation, loaded, loaded.run)
+    others = sorted(set(base.files) - {rewritten, STUDY_FILE})  # study.onnx takes raw logits
     if others and found.calibration != base.calibration:
         raise UsageError(
             f"{config.evaluation / CALIBRATION_FILE}: expected the calibration inside {', '.join(others)} of "
@@ -221,63 +259,6 @@ def _same_network(out: Path, new: Artifact) -> Artifact:
             "another model; remove it or choose another --out"
         )
     return dataclasses.replace(new, **{key: getattr(old, key) for key in KEPT})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What an evaluation folder adds to model.json."""
-
-    thresholds: Thresholds
-    metrics: dict[str, Any]
-    calibration: dict[str, Any]
-    triage: dict[str, Any] | None
-
-
-def read_evaluation(folder: Path, loaded: LoadedRun) -> Evaluation:
-    """Thresholds, calibration, triage and the main metrics with intervals, from what ``fastich.evaluate`` wrote.
-
-    Without calibration.json the probabilities are the network's own sigmoid; without triage.json there is no triage.
-
-    Raises:
-        UsageError: a file is missing or holds something else, or another network was evaluated.
-    """
-    path = folder
-    try:
-        path = folder / "thresholds.json"
-        chosen = json.loads(path.read_text(encoding="utf-8"))
-        thresholds = contract.parse_thresholds(chosen["thresholds"], f"{chosen['rule']} on {chosen['split']}")
-        path = folder / CALIBRATION_FILE
-        calibration = _optional(path, Calibration.from_document) or dict(contract.NOT_CALIBRATED)
-        path = folder / TRIAGE_FILE
-        triage = _optional(path, Triage.from_document)
-        path = folder / "metrics.json"
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: metrics[key] for key in EVALUATION_KEYS} | {"dataset_sha256": metrics["dataset"]["dataset_sha256"]}
-        found = (metrics["config"], metrics["model"]["epoch"], metrics["dataset"]["trained_on_sha256"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise UsageError(f"{path}: expected what fastich.evaluate writes, found {what}") from error
-    if found != (loaded.config, loaded.epoch, loaded.dataset_sha256):
-        raise UsageError(
-            f"{path}: expected an evaluation of {loaded.run}, epoch {loaded.epoch}, "
-            f"found one of another network, epoch {found[1]}; evaluate this run again"
-        )
-    return Evaluation(thresholds=thresholds, metrics=kept, calibration=calibration, triage=triage)
-
-
-def _optional(path: Path, parse: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:
-    """The JSON document of ``path``, once ``parse`` took it; ``None`` where there is no such file."""
-    if not path.exists():
-        return None
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    parse(document)
-    return document
-
-
-def shipped_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A training config without the paths of the machine that it ran on (a weights file keeps its bare name)."""
-    kept = {key: value for key, value in config.items() if key not in PATHS_IN_CONFIG}
-    return kept | ({"weights": Path(kept["weights"]).name} if "weights" in kept else {})
 
 
 def _versions() -> dict[str, Any]:
@@ -310,18 +291,23 @@ def torch_runner(loaded: LoadedRun, calibration: Calibration = NONE) -> Runner:
     """The network as it was trained, numpy before it and behind it: the truth that exported files are held to."""
 
     def answer(hu: HuArray) -> Answer:
-        last = len(hu) - 1
-        images = [
-            preprocess_adjacent([hu[max(i - 1, 0)], hu[i], hu[min(i + 1, last)]], loaded.size, loaded.windows[0])
-            if loaded.adjacent
-            else preprocess(hu[i], loaded.size, loaded.windows)
-            for i in range(len(hu))
-        ]
         with torch.inference_mode():
-            logit = loaded.model(torch.from_numpy(np.stack(images)))
+            logit = loaded.model(network_input(loaded, hu))
         return calibration.probability(logit.numpy()).astype(np.float32), logit.numpy()
 
     return answer
+
+
+def network_input(loaded: LoadedRun, hu: HuArray) -> torch.Tensor:
+    """What the network sees of ``hu`` int16 [N, H, W] in slice order, by the numpy preprocessing: [N, 3, S, S]."""
+    last = len(hu) - 1
+    images = [
+        preprocess_adjacent([hu[max(i - 1, 0)], hu[i], hu[min(i + 1, last)]], loaded.size, loaded.windows[0])
+        if loaded.adjacent
+        else preprocess(hu[i], loaded.size, loaded.windows)
+        for i in range(len(hu))
+    ]
+    return torch.from_numpy(np.stack(images))
 
 
 def file_runner(name: str, content: bytes) -> Runner:
@@ -368,7 +354,9 @@ def _changes(of_label: dict[str, float | None]) -> str:
 
 def main(argv: list[str], formats: tuple[str, ...] = ("onnx", "torchscript"), prog: str | None = None) -> None:
     """Export in ``formats``; the commands in export/ ask for one each."""
-    made = parser("export", "Write a trained network with its preprocessing inside: model.onnx, model.ts, model.json.")
+    made = parser(
+        "export", "Write a trained network with its preprocessing inside: model.onnx, model.ts, study.onnx, model.json."
+    )
     made.prog = prog or made.prog
     add_config_flags(made, ExportConfig)
     config = config_from_args(made.parse_args(argv), ExportConfig)
@@ -380,6 +368,8 @@ def main(argv: list[str], formats: tuple[str, ...] = ("onnx", "torchscript"), pr
         finished = export_variant(config)
     else:
         raise UsageError(f"--precision {config.precision}: a variant is an ONNX file; use export/to_onnx.py")
+    if config.study is not None and "onnx" in formats:
+        finished = export_study(config)
     for line in summary(finished, config.out):
         say(line)
 

@@ -1,16 +1,15 @@
 """Score DICOM files, folders or whole studies with an exported model: one shot, no server, no torch.
 
 Each file is decoded once and its pixels are dropped as soon as they are scored, so memory is one batch whatever the
-folder holds (0.8 GB in all with 16 slices at 256 px); a model that looks at neighbouring slices reads everything twice,
-for the order first, and holds one series. Reading costs about 1 ms a slice, DenseNet121 at 256 px 40 ms of two cores.
-Source of the study score: the largest probability of its slices, with the mean of the k largest beside it, until a
-sequence model takes their place.
+folder holds (0.8 GB in all with 16 slices at 256 px; with a sequence model 4 KB a slice more); a model that looks at
+neighbouring slices reads everything twice, for the order first, and holds one series. Reading costs about 1 ms a slice,
+DenseNet121 at 256 px 40 ms of two cores. What decides about a study stands in ``study_rule.py``.
 """
 
 import dataclasses
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastich import verb
-from fastich.artifact import INTENDED_USE, PRECISIONS
+from fastich.artifact import INTENDED_USE, PRECISIONS, Thresholds
+from fastich.conformal import Triage
 from fastich.dicom import Decoder, Seen, Series, Study, group_studies, named_files, read_file
 from fastich.errors import DicomError, FastichError, UsageError
 from fastich.labels import ANY, LABELS
-from fastich.serve.session import BACKENDS, Session, open_session
-from fastich.study_scores import largest, top_k_mean
+from fastich.serve.session import BACKENDS, Scores, Session, open_session
+from fastich.serve.study_session import StudySession, open_study_session
+from fastich.study_rule import (
+    Answers,
+    Judged,
+    Place,
+    SliceAnswer,
+    judge,
+    place,
+    rule_of,
+    thresholds_of,
+    triage_of,
+    triage_score,
+)
+from fastich.study_scores import top_k_mean
 from fastich.types import HuArray, Reject, Slice, SliceHeader
 from fastich.verb import option, required
 
 NAMED_REJECTS = 5
 """Paths that the table names for each reason; the JSON names all."""
 SHORT_LABELS = dict(zip(LABELS, ("EDH", "IPH", "IVH", "SAH", "SDH", "any"), strict=True))
-
-Place = tuple[str, int]
-"""A slice by file and frame."""
-Probabilities = dict[Place, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +78,7 @@ def main(argv: list[str]) -> int:
     args = made.parse_args(argv)
     config = verb.config_from_args(args, ScoreConfig)
     session = open_session(config.model, config.device, backend=config.backend, precision=config.precision)
-    report = score(args.paths, session, config)
+    report = score(args.paths, session, config, open_study_session(config.model))
     print(json.dumps(report, indent=2, allow_nan=False) if args.json else table(report))
     if report["studies"]:
         return 0
@@ -80,25 +89,32 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-def score(paths: Sequence[Path], session: Session, config: ScoreConfig) -> dict[str, Any]:
+def score(
+    paths: Sequence[Path], session: Session, config: ScoreConfig, study_session: StudySession | None = None
+) -> dict[str, Any]:
     """Everything that ``--json`` prints: ``model``, ``studies`` (the likeliest bleed first) and ``not_scored``.
+
+    Without a ``study_session`` a study is its largest slice; ``study_rule`` says which rule it was.
 
     Raises:
         FastichError: a path does not exist.
         ArtifactError: the model failed.
     """
     rejects: list[Reject] = []
+    ask = Asked(session=session, batch_size=config.batch_size, keep_embedding=study_session is not None)
     with Decoder() as decoder:
         slices = read_all(paths, decoder, rejects)
         if session.artifact.input_order == "any":
-            headers, found = score_stream(slices, session, config.batch_size)
+            headers, found = score_stream(slices, ask)
             studies = group_studies(headers)
         else:
             studies = group_studies([one.header for one in slices])
-            found = score_in_order(studies, decoder, session, config.batch_size)
-    rows = [study_row(study, found, session, config.top_k) for study in studies]
+            found = score_in_order(studies, decoder, ask)
+    limits, triage = thresholds_of(session, study_session)[1], triage_of(session, study_session)
+    rows = [study_row(study, judge(study, found, study_session), limits, triage, config.top_k) for study in studies]
     return {
-        "model": model_row(session),
+        "model": model_row(session, study_session),
+        "study_rule": rule_of(study_session),
         "studies": sorted(rows, key=lambda row: (-row["probability"]["any"], row["study_uid"], row["patient_id"])),
         "not_scored": [{"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in rejects],
     }
@@ -119,38 +135,52 @@ def read_all(paths: Sequence[Path], decoder: Decoder, rejects: list[Reject]) -> 
             yield Slice(header=dataclasses.replace(one.header, path=str(path)), hu=one.hu)
 
 
-def place(header: SliceHeader) -> Place:
-    """What tells one slice from another."""
-    return header.path, header.frame
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """The network, how many slices it sees at once, and whether what a sequence model needs is kept."""
+
+    session: Session
+    batch_size: int
+    keep_embedding: bool
+
+    def answers(self, scores: Scores, first: int, stop: int) -> list[SliceAnswer]:
+        """What was said of slices ``first`` to ``stop`` - 1 of a batch."""
+        return [
+            SliceAnswer(
+                probability=scores.probability[i],
+                logit=scores.logit[i],
+                embedding=scores.embedding[i] if self.keep_embedding else None,
+            )
+            for i in range(first, stop)
+        ]
 
 
-def score_stream(slices: Iterator[Slice], session: Session, batch_size: int) -> tuple[list[SliceHeader], Probabilities]:
-    """Score slices as they come, in batches of equal size; keeps headers and probabilities, never pixels."""
+def score_stream(slices: Iterator[Slice], ask: Asked) -> tuple[list[SliceHeader], Answers]:
+    """Score slices as they come, in batches of equal size; keeps headers and answers, never pixels."""
     headers: list[SliceHeader] = []
-    found: Probabilities = {}
+    found: dict[Place, SliceAnswer] = {}
     waiting: dict[tuple[int, ...], list[Slice]] = defaultdict(list)
 
     def run(batch: list[Slice]) -> None:
-        answer = session.run(np.stack([one.hu for one in batch])).probability
-        found.update(zip((place(one.header) for one in batch), answer, strict=True))
+        scores = ask.session.run(np.stack([one.hu for one in batch]))
+        found.update(zip((place(one.header) for one in batch), ask.answers(scores, 0, len(batch)), strict=True))
 
     for one in slices:
         headers.append(one.header)
         batch = waiting[one.hu.shape]
         batch.append(one)
-        if len(batch) == batch_size:
+        if len(batch) == ask.batch_size:
             run(waiting.pop(one.hu.shape))
     for rest in waiting.values():
         run(rest)
     return headers, found
 
 
-def score_in_order(studies: list[Study], decoder: Decoder, session: Session, batch_size: int) -> Probabilities:
+def score_in_order(studies: list[Study], decoder: Decoder, ask: Asked) -> Answers:
     """Score each series in slice order, for models that look at neighbours; holds the pixels of one series."""
-    found: Probabilities = {}
+    found: dict[Place, SliceAnswer] = {}
     for series in (series for study in studies for series in study.series):
-        answer = run_series(read_series(series, decoder), session, batch_size)
-        found.update(zip(map(place, series.headers), answer, strict=True))
+        found.update(zip(map(place, series.headers), run_series(read_series(series, decoder), ask), strict=True))
     return found
 
 
@@ -170,41 +200,53 @@ def read_series(series: Series, decoder: Decoder) -> HuArray:
     return np.stack([pixels[place(header)] for header in series.headers])
 
 
-def run_series(hu: HuArray, session: Session, batch_size: int) -> NDArray[np.float32]:
-    """Probabilities [N, 6] of one ordered series, as if run whole: each batch brings a neighbour on both sides."""
-    answers = []
-    for start in range(0, len(hu), batch_size):
-        stop = min(start + batch_size, len(hu))
+def run_series(hu: HuArray, ask: Asked) -> list[SliceAnswer]:
+    """Answers about one ordered series, as if run whole: each batch brings a neighbour on both sides."""
+    answers: list[SliceAnswer] = []
+    for start in range(0, len(hu), ask.batch_size):
+        stop = min(start + ask.batch_size, len(hu))
         first = max(start - 1, 0)
-        answer = session.run(hu[first : stop + 1]).probability
-        answers.append(answer[start - first : stop - first])
-    return np.concatenate(answers)
+        answers += ask.answers(ask.session.run(hu[first : stop + 1]), start - first, stop - first)
+    return answers
 
 
-def study_row(study: Study, found: Probabilities, session: Session, top_k: int) -> dict[str, Any]:
-    """One study as the JSON shows it; the key slice is the first in order among those with the largest p(any)."""
-    series = [series_row(one, found) for one in study.series]
+def study_row(study: Study, judged: Judged, limits: Thresholds, triage: Triage | None, top_k: int) -> dict[str, Any]:
+    """One study as the JSON shows it; the key slice is the first in order among those with the largest p(any).
+
+    ``findings`` are the labels whose probability reaches its threshold; ``triage`` is null without a three-way rule.
+    """
+    series = [
+        series_row(one, probability, logit)
+        for one, probability, logit in zip(study.series, judged.slice_probability, judged.slice_logit, strict=True)
+    ]
     rows = [row for one in series for row in one["slices"]]
-    probability_N6 = np.stack([found[place(header)] for one in study.series for header in one.headers]).astype(float)
-    biggest, top = largest(probability_N6), top_k_mean(probability_N6, top_k)
+    probability_N6 = np.concatenate(judged.slice_probability).astype(float)
+    top = top_k_mean(probability_N6, top_k)
     key = rows[int(probability_N6[:, ANY].argmax())]
-    threshold = session.artifact.thresholds.values[ANY]
+    threshold = limits.values[ANY]
     return {
         "study_uid": study.study_uid,
         "patient_id": study.patient_id,
         "num_slices": len(rows),
-        "probability": by_label(biggest),
+        "probability": by_label(judged.study_probability),
+        "logit": by_label(judged.study_logit),
         "top_k": top_k,
         "top_k_mean": by_label(top),
-        "flagged": bool(biggest[ANY] >= threshold),
+        "flagged": bool(judged.study_probability[ANY] >= threshold),
         "threshold": threshold,
+        "findings": [
+            label
+            for label, found, least in zip(LABELS, judged.study_probability, limits.values, strict=True)
+            if found >= least
+        ],
+        "triage": None if triage is None else triage.decide(triage_score(judged.study_logit)),
         "key_slice": {name: key[name] for name in ("sop_uid", "path", "frame", "z_mm")}
         | {"probability": key["probability"]["any"]},
         "series": series,
     }
 
 
-def series_row(series: Series, found: Probabilities) -> dict[str, Any]:
+def series_row(series: Series, probability_L6: NDArray[np.float64], logit_L6: NDArray[np.float64]) -> dict[str, Any]:
     """One series as the JSON shows it, slices in order; ``z_mm`` along the normal, null where the header has none."""
     return {
         "series_uid": series.series_uid,
@@ -215,16 +257,21 @@ def series_row(series: Series, found: Probabilities) -> dict[str, Any]:
                 "path": header.path,
                 "frame": header.frame,
                 "z_mm": None if math.isnan(z_mm) else z_mm,
-                "probability": by_label(found[place(header)]),
+                "probability": by_label(probability),
+                "logit": by_label(logit),
             }
-            for header, z_mm in zip(series.headers, series.geometry.z_mm, strict=True)
+            for header, z_mm, probability, logit in zip(
+                series.headers, series.geometry.z_mm, probability_L6, logit_L6, strict=True
+            )
         ],
     }
 
 
-def model_row(session: Session) -> dict[str, Any]:
-    """Which model scored, where, and by what thresholds."""
+def model_row(session: Session, study_session: StudySession | None) -> dict[str, Any]:
+    """Which model scored, where, and by what thresholds; ``study_thresholds`` decide about studies."""
     artifact = session.artifact
+    slices, studies = thresholds_of(session, study_session)
+    triage = triage_of(session, study_session)
     return {
         "sha256": session.sha256,
         "weights_sha256": artifact.weights_sha256,
@@ -232,8 +279,12 @@ def model_row(session: Session) -> dict[str, Any]:
         "backend": session.backend,
         "precision": session.precision,
         "provider": session.provider,
-        "thresholds": by_label(artifact.thresholds.values),
-        "threshold_rule": artifact.thresholds.rule,
+        "study_sha256": None if study_session is None else study_session.sha256,
+        "thresholds": by_label(slices.values),
+        "threshold_rule": slices.rule,
+        "study_thresholds": by_label(studies.values),
+        "study_threshold_rule": studies.rule,
+        "triage": None if triage is None else triage.to_document(),
         "intended_use": INTENDED_USE,
     }
 
@@ -269,8 +320,13 @@ def _key(row: dict[str, Any]) -> str:
 def _footer(report: dict[str, Any]) -> Iterator[str]:
     model = report["model"]
     if report["studies"]:
-        rule = f"any >= {model['thresholds']['any']:.3f} ({model['threshold_rule']})"
+        rule = f"any >= {model['study_thresholds']['any']:.3f} ({model['study_threshold_rule']})"
         runs = f"{model['backend']} {model['precision']}"
+        yield f"study: {report['study_rule']}"
+        if model["triage"] is not None:
+            counts = Counter(row["triage"] for row in report["studies"])
+            shares = ", ".join(f"{decision} {count}" for decision, count in counts.items())
+            yield f"triage: {shares}; {model['triage']['guarantee']}"
         yield f"BLEED? at {rule}; model {model['sha256'][:12]}, {runs}; {INTENDED_USE}"
     by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
     for left in report["not_scored"]:

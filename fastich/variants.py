@@ -22,6 +22,7 @@ from fastich.errors import ArtifactError, RecordError, UsageError
 from fastich.files import atomic_path
 from fastich.labels import LABELS
 from fastich.metrics import roc_auc
+from fastich.model_card import publish
 from fastich.parity import PARITY_BATCH, Answer, Runner, batches_of, difference
 from fastich.quantize import calibrate, float16_graph, int8_graph
 from fastich.records.reader import RecordReader
@@ -84,7 +85,7 @@ def write_variant(out: Path, artifact: Artifact, config: VariantConfig) -> Artif
         contract.write_manifest(out, dataclasses.replace(artifact, files=others))  # a kill now leaves a whole folder
         with atomic_path(out / name) as temporary:
             temporary.write_bytes(made)
-    contract.write_manifest(out, finished)
+    publish(out, finished)
     return finished
 
 

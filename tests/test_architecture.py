@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study_metrics",
         "subgroups",
         "artifact",
+        "study_contract",
     ),
     (
         "ops",
@@ -54,7 +55,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "inspect",
         "pack",
         "verify",
+        "study_rule",
         "score",
+        "model_card",
+        "export_evaluation",
         "parity",
         "quantize",
         "leakage_sides",
@@ -66,7 +70,17 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "refit",
     ),
     ("training", "variants"),
-    ("train", "train_study", "study_run", "subject", "evaluate", "export", "recalibrate", "steps"),
+    (
+        "train",
+        "train_study",
+        "study_run",
+        "subject",
+        "evaluate",
+        "export",
+        "export_study",
+        "recalibrate",
+        "steps",
+    ),
     ("demo", "cli"),
 )
 
@@ -77,9 +91,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "openjpeg": ("decode_worker",),
     "jpeg_ls": ("decode_worker",),
     "nvidia": ("loaders.dali", "loaders.dali_stock"),
-    "onnxruntime": ("serve.session", "export", "quantize"),
+    "onnxruntime": ("serve.session", "export", "export_study", "quantize"),
     "openvino": ("serve.openvino_backend",),
-    "onnx": ("models.onnx_graph", "export", "quantize", "calibration_graph"),
+    "onnx": ("models.onnx_graph", "models.study_onnx", "export", "quantize", "calibration_graph"),
     "torch": (
         "preprocess",
         "models",
@@ -91,6 +105,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "study_run",
         "evaluate",
         "export",
+        "export_study",
     ),
     "torchvision": ("models", "train", "training"),
     "sklearn": ("metrics", "operating_points", "calibration_fit"),
@@ -215,7 +230,10 @@ def test_no_import_hides_inside_a_function() -> None:
 SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklearn", "matplotlib")
 
 
-@pytest.mark.parametrize("module", ["fastich.serve", "fastich.serve.session", "fastich.score", "fastich.dicom"])
+@pytest.mark.parametrize(
+    "module",
+    ["fastich.serve", "fastich.serve.session", "fastich.serve.study_session", "fastich.score", "fastich.dicom"],
+)
 def test_serving_loads_no_training_code(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {SERVING_MUST_NOT_LOAD!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -29,17 +29,17 @@ from fastich.artifact import (
     load_artifact,
 )
 from fastich.calibration import Calibration, LabelCalibration
+from fastich.checkpoint import weights_sha256
 from fastich.errors import ArtifactError, UsageError
 from fastich.export import (
     ExportConfig,
     export_onnx,
     export_torchscript,
     onnx_bytes,
-    read_evaluation,
-    shipped_config,
-    weights_sha256,
 )
+from fastich.export_evaluation import EVALUATION_KEYS, read_evaluation, shipped_config
 from fastich.labels import LABELS, enforce_any
+from fastich.model_card import HTML_FILE, MARKDOWN_FILE
 from fastich.models.classifier import build_model
 from fastich.models.serving import Front, ServingModel, class_maps
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
@@ -53,6 +53,7 @@ SIZE = 64
 LOGIT_TOLERANCE = 3e-3
 """Logits here span -4 to 4; this random network enlarges float32 rounding by 100; another window moves them by 1."""
 PROJECT = Path(__file__).resolve().parents[1]
+CARDS = (MARKDOWN_FILE, HTML_FILE)
 SHAPES = [(1, 64, 64), (3, 100, 70), (2, 61, 512), (5, 128, 128)]
 
 
@@ -163,7 +164,7 @@ def test_file_is_self_contained(folder: Path) -> None:
     content = (folder / ONNX_FILE).read_bytes()
     assert not has_external_data(content)
     assert len(content) > 28_000_000
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, ONNX_FILE, TORCHSCRIPT_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, *CARDS, ONNX_FILE, TORCHSCRIPT_FILE])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -402,7 +403,7 @@ def test_parity_is_measured_on_the_test_split_of_records(monkeypatch: pytest.Mon
 def write_evaluation(folder: Path, run: Path, **changed: object) -> checkpoint.LoadedRun:
     loaded = checkpoint.load_run(run)
     thresholds = {"rule": "max-f1", "split": "val", "thresholds": {label: 0.1 * i for i, label in enumerate(LABELS)}}
-    metrics: dict[str, object] = dict.fromkeys(export.EVALUATION_KEYS, 1)
+    metrics: dict[str, object] = dict.fromkeys(EVALUATION_KEYS, 1)
     metrics |= {
         "dataset": {"dataset_sha256": "34" * 32, "trained_on_sha256": "12" * 32, "records": "/srv/secret"},
         "model": {"epoch": 4},
@@ -415,10 +416,10 @@ def write_evaluation(folder: Path, run: Path, **changed: object) -> checkpoint.L
 
 
 def test_evaluation_brings_thresholds_and_metrics(tmp_path: Path, run: Path) -> None:
-    found = read_evaluation(tmp_path, write_evaluation(tmp_path, run))
+    found = read_evaluation(tmp_path, write_evaluation(tmp_path, run), run)
     assert found.thresholds.values == pytest.approx((0, 0.1, 0.2, 0.3, 0.4, 0.5))
     assert found.thresholds.rule == "max-f1 on val"
-    assert set(found.metrics) == {*export.EVALUATION_KEYS, "dataset_sha256"}
+    assert set(found.metrics) == {*EVALUATION_KEYS, "dataset_sha256"}
     assert "secret" not in str(found.metrics)
 
 
@@ -426,7 +427,7 @@ def test_evaluation_brings_thresholds_and_metrics(tmp_path: Path, run: Path) -> 
 def test_evaluation_of_another_network_is_refused(tmp_path: Path, run: Path, changed: dict[str, object]) -> None:
     loaded = write_evaluation(tmp_path, run, **changed)
     with pytest.raises(UsageError, match=r"metrics\.json: expected an evaluation of .*, epoch 4, found one of another"):
-        read_evaluation(tmp_path, loaded)
+        read_evaluation(tmp_path, loaded, run)
 
 
 def platt(bias: float) -> Calibration:
@@ -442,12 +443,12 @@ def write_calibration(folder: Path, calibration: Calibration) -> dict[str, objec
 
 def test_evaluation_brings_calibration_and_triage_where_it_has_them(tmp_path: Path, run: Path) -> None:
     loaded = write_evaluation(tmp_path, run)
-    found = read_evaluation(tmp_path, loaded)
+    found = read_evaluation(tmp_path, loaded, run)
     assert (found.calibration, found.triage) == ({"method": "none"}, None)
     document = write_calibration(tmp_path, platt(1.0))
     triage = conformal.fit([0.1, 0.9] * 20, [0, 1] * 20, alpha_miss=0.1, alpha_alarm=0.1).to_document()
     (tmp_path / "triage.json").write_text(json.dumps(triage))
-    found = read_evaluation(tmp_path, loaded)
+    found = read_evaluation(tmp_path, loaded, run)
     assert (found.calibration, found.triage) == (document, triage)
 
 
@@ -457,7 +458,7 @@ def test_calibration_and_triage_that_hold_none_are_refused(tmp_path: Path, run: 
     loaded = write_evaluation(tmp_path, run)
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=rf"{name}: expected what fastich\.evaluate writes"):
-        read_evaluation(tmp_path, loaded)
+        read_evaluation(tmp_path, loaded, run)
 
 
 def test_export_puts_the_evaluations_calibration_into_graph_manifest_and_parity(
@@ -519,7 +520,7 @@ def test_incomplete_evaluation_is_named(tmp_path: Path, run: Path, name: str) ->
     loaded = write_evaluation(tmp_path, run)
     (tmp_path / name).unlink()
     with pytest.raises(UsageError, match=rf"{name}: expected what fastich\.evaluate writes"):
-        read_evaluation(tmp_path, loaded)
+        read_evaluation(tmp_path, loaded, run)
 
 
 def test_second_export_keeps_what_the_first_was_told(

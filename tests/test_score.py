@@ -13,7 +13,7 @@ from toy_model import WEIGHTS, write_model
 from fastich import score as verb_under_test
 from fastich.errors import ArtifactError, FastichError, UsageError
 from fastich.labels import LABELS
-from fastich.score import ScoreConfig, main, run_series, score, table
+from fastich.score import Asked, ScoreConfig, main, run_series, score, table
 from fastich.serve.session import Session, open_session
 
 REAL_HEAD = Path(__file__).parents[2] / "shared" / "data" / "head_ct_tilt"
@@ -159,7 +159,9 @@ def test_series_in_batches_equals_series_at_once(tmp_path: Path, batch_size: int
     write_model(tmp_path, adjacent=True)
     session = open_session(tmp_path)
     hu = np.random.default_rng(0).integers(-40, 80, (7, 4, 4)).astype(np.int16)
-    np.testing.assert_allclose(run_series(hu, session, batch_size), session.run(hu).probability, rtol=1e-6)
+    answers = run_series(hu, Asked(session=session, batch_size=batch_size, keep_embedding=False))
+    np.testing.assert_allclose([one.probability for one in answers], session.run(hu).probability, rtol=1e-6)
+    assert {one.embedding for one in answers} == {None}
 
 
 def test_file_that_vanishes_between_order_and_scoring_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +215,10 @@ def test_table_names_study_key_slice_and_reasons(tmp_path: Path, session: Sessio
     assert lines[1].split()[:5] == ["BLEED?", "1.2.1", "1", "2", f"{probability(60):.3f}"]
     assert lines[1].endswith("1.2.1-98.dcm (z 5.0 mm)")
     assert lines[2].split()[:4] == ["1.2.2", "1", "1", "0.500"]
-    assert "any >= 0.900 (made for a test)" in lines[3]
-    assert "research use only, not a medical device" in lines[3]
-    assert lines[4] == "not scored, empty file: 7"
+    assert lines[3] == "study: largest slice probability (the model folder has no study.onnx)"
+    assert "any >= 0.900 (made for a test)" in lines[4]
+    assert "research use only, not a medical device" in lines[4]
+    assert lines[5] == "not scored, empty file: 7"
     assert lines[-1] == "  and 2 more (--json names all)"
 
 

@@ -22,6 +22,8 @@ VARIANTS = ("gru", "difference")
 NUM_GAP_FEATURES = 4
 GAP_SCALE_MM = 5.0
 """A usual distance between slices of head CT, so that the feature is near 1."""
+LOGIT_SCALE = 4.0
+"""A logit of a sure CNN, so that logits stand beside the other features at their size."""
 MOST_GAP_MM = 50.0
 """A larger distance says no more than this one: the slices do not belong together."""
 
@@ -86,7 +88,7 @@ class SequenceModel(nn.Module):
         else:
             seen_BLK = logit_BLK
         projected_BLP = torch.relu(self.project(self.dropout(embedding_BLC)))
-        given = torch.cat([projected_BLP, seen_BLK / 4, gap_features(gap_mm_BL, mask_BL)], dim=2)
+        given = torch.cat([projected_BLP, seen_BLK / LOGIT_SCALE, gap_features(gap_mm_BL, mask_BL)], dim=2)
         hidden_BLD = self.dropout(self._both_ways(given, mask_BL))
         slices_BLK = logit_BLK + self.slice_head(hidden_BLD)
         return SequenceOutput(

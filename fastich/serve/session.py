@@ -151,7 +151,8 @@ def open_session(
         engine = openvino_backend.Engine(content, precision, num_physical_cores(), path)
     else:
         engine = OnnxEngine(content, device, path)
-    _check_interface(engine, path)
+    check_interface(path, "input", (INPUT,), engine.inputs)
+    check_interface(path, "output", OUTPUTS, engine.outputs)
     session = Session(artifact, engine, path, backend=chosen, precision=precision)
     session.run(np.full(SELF_CHECK_SHAPE, AIR_HU, dtype=np.int16))
     return session
@@ -196,10 +197,10 @@ class OnnxEngine:
     """One ONNX Runtime session."""
 
     def __init__(self, content: bytes, device: str, path: Path) -> None:
-        self._session = _create(content, device, path)
+        self._session = open_onnx(content, device, path)
         self.provider: str = self._session.get_providers()[0]
-        self.inputs = [_found(item) for item in self._session.get_inputs()]
-        self.outputs = [_found(item) for item in self._session.get_outputs()]
+        self.inputs = [signature(item) for item in self._session.get_inputs()]
+        self.outputs = [signature(item) for item in self._session.get_outputs()]
 
     def run(self, hu: HuArray) -> Sequence[NDArray[np.float32]]:
         """The outputs of ``hu`` int16 [N, H, W] in the order of ``artifact.OUTPUTS``."""
@@ -207,7 +208,12 @@ class OnnxEngine:
         return found
 
 
-def _create(content: bytes, device: str, path: Path) -> Any:
+def open_onnx(content: bytes, device: str, path: Path) -> Any:
+    """An ONNX Runtime session of ``content`` on ``device``, or an error; ``path`` names the file in messages.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load it, or CUDA cannot be had.
+    """
     wanted = PROVIDERS[device]
     if device == "cuda":
         _require_driver()
@@ -243,18 +249,23 @@ def _require_driver() -> None:
         ) from error
 
 
-def _check_interface(engine: Engine, path: Path) -> None:
-    for kind, specs, actual in (("input", (INPUT,), engine.inputs), ("output", OUTPUTS, engine.outputs)):
-        expected = [_signature(spec) for spec in specs]
-        if actual != expected:
-            raise ArtifactError(f"{path}: expected {kind} {expected}, found {actual}; export again")
+def check_interface(path: Path, kind: str, specs: Sequence[TensorSpec], found: Sequence[str]) -> None:
+    """Refuse a graph whose inputs or outputs are not those of the contract, by name, type and rank.
+
+    Raises:
+        ArtifactError: they are not.
+    """
+    expected = [_expected(spec) for spec in specs]
+    if found != expected:
+        raise ArtifactError(f"{path}: expected {kind} {expected}, found {found}; export again")
 
 
-def _found(item: Any) -> str:
+def signature(item: Any) -> str:
+    """Name, type and rank of an input or output of an ONNX Runtime session."""
     return f"{item.name} {item.type} rank {len(item.shape)}"
 
 
-def _signature(spec: TensorSpec) -> str:
+def _expected(spec: TensorSpec) -> str:
     onnx_type = {"int16": "tensor(int16)", "float32": "tensor(float)"}[spec.dtype]
     return f"{spec.name} {onnx_type} rank {len(spec.shape)}"
 
