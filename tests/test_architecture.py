@@ -81,7 +81,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "recalibrate",
         "steps",
     ),
-    ("demo", "cli"),
+    ("demo", "experiment", "cli"),
 )
 
 # Third-party library -> the only places (prefixes of module names) that may import it.
@@ -131,6 +131,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "evaluate",
         "report",
         "demo",
+        "experiment",
     ),
 }
 
