@@ -10,27 +10,27 @@ last, metrics.json. Validation's predictions are kept too (predictions-val.parqu
 
 import contextlib
 import json
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from fastich import ops, verb
-from fastich.checkpoint import LoadedRun, load_run
-from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
-from fastich.labels import LABELS, UNKNOWN
-from fastich.loaders import LoaderConfig, open_loader
+from fastich.checkpoint import LoadedRun
+from fastich.errors import CheckpointError, RecordError, UsageError
+from fastich.folds import fold_config, run_rows
+from fastich.labels import UNKNOWN
 from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
+from fastich.training.config import ALL_FOLDS
 from fastich.training.environment import device_name, num_cores, torch_threads, versions
 from fastich.training.precision import Precision, choose_device, choose_precision
-from fastich.training.predictions import Forward, predict
-from fastich.training.replicas import Replicas
+from fastich.training.prediction import Feed, Pass, load_members, predict_members
+from fastich.training.views import NONE, parse_views
 from fastich.verb import option, required
 
 VALIDATION = "val"
@@ -50,6 +50,7 @@ class EvaluateConfig:
     batch_size: int = option(64, "slices at a time")
     loader: str = option("auto", "which loader feeds the network", choices=BACKENDS)
     threads: int = option(0, "CPU threads of the loader and of the network (0: all cores)")
+    tta: str = option(NONE, "average over views: none, or some of flip, crop, reverse; n of them cost 2^n passes")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     seed: int = option(0, "seed of the resampling")
     other_dataset: bool = option(False, "judge records that the run was not trained on, and say so in the report")
@@ -62,13 +63,10 @@ class EvaluateConfig:
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(f"{flag} must be >= {least}, found {getattr(self, name)}")
 
-    def num_replicas(self, precision: Precision) -> int:
-        """Parts of a batch that go through the network at once: one a thread on a CPU (``training/replicas.py``)."""
-        return self.num_threads if precision.device.type == "cpu" else 1
-
-    def threads_an_operation(self, precision: Precision) -> int:
-        """Threads that torch gives each operation: one where the parts of a batch take the cores."""
-        return 1 if self.num_replicas(precision) > 1 else self.num_threads
+    def feed(self) -> Feed:
+        """How slices get through the network."""
+        precision = choose_precision(self.amp, choose_device(self.device))
+        return Feed(precision=precision, batch_size=self.batch_size, loader=self.loader, threads=self.num_threads)
 
     @property
     def num_threads(self) -> int:
@@ -103,19 +101,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not config.run.is_dir():
         raise CheckpointError(f"{config.run}: no such run folder; expected the --out folder of python -m fastich.train")
     folder.check(config.folder, overwrite=config.overwrite)
-    run = load_run(config.run, config.which)
-    precision = choose_precision(config.amp, choose_device(config.device))
-    run.model.to(precision.device)
+    members = load_members(config.run, config.which)
+    run, feed = members[0], config.feed()
+    views = parse_views(config.tta, adjacent=run.adjacent)
+    for member in members:
+        member.model.to(feed.precision.device)
     splits = tuple(dict.fromkeys((VALIDATION, config.split)))
     with (
         contextlib.closing(RecordReader(config.records)) as reader,
-        torch_threads(config.threads_an_operation(precision)),
+        torch_threads(1 if feed.num_replicas > 1 else feed.threads),
     ):
         dataset = _compare_datasets(config, run, reader)
         for split in splits:
-            _require_labelled(config, reader, split)
+            rows = run_rows(reader, fold_config(run.config, same_records=dataset["same_as_training"]), split)
+            _require_labelled(config, reader, rows, split)
         folder.make(config.folder)
-        passes = {split: predict_split(config, run, precision, split) for split in splits}
+        passes = {split: predict_members(members, config.records, split, feed, views) for split in splits}
         validation, judged = passes[VALIDATION], passes[config.split]
         thresholds = results.choose_on_validation(validation.predictions)
         verb.say(
@@ -124,11 +125,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         measured = {
             "split": config.split,
             "dataset": dataset,
-            "model": {"run": str(config.run), "checkpoint": config.which, "epoch": run.epoch},
+            "model": {"run": str(config.run), "checkpoint": config.which, "epoch": _epochs(members)},
             **results.summarise(judged.predictions, thresholds, num_resamples=config.bootstrap, seed=config.seed),
             "slices_per_s": judged.slices_per_s,
-            "machine": _machine(precision, judged),
-            "config": run.config,
+            "machine": _machine(feed.precision, judged),
+            "config": run.config if len(members) == 1 else {**run.config, "fold": ALL_FOLDS},
             "evaluation": verb.plain(config),
         }
         curves = sorted((config.run / "curves").glob("*.png"))
@@ -158,8 +159,7 @@ def _compare_datasets(config: EvaluateConfig, run: LoadedRun, reader: RecordRead
     }
 
 
-def _require_labelled(config: EvaluateConfig, reader: RecordReader, split: str) -> None:
-    rows = reader.rows(split)
+def _require_labelled(config: EvaluateConfig, reader: RecordReader, rows: NDArray[np.int64], split: str) -> None:
     if len(rows) == 0:
         raise RecordError(f"{config.records}: expected slices in split {split!r}, found none; pack more patients")
     unknown = int((reader.labels()[rows] == UNKNOWN).any(axis=1).sum())
@@ -170,59 +170,9 @@ def _require_labelled(config: EvaluateConfig, reader: RecordReader, split: str) 
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One split as the network saw it: the prediction table, who fed it, and how fast."""
-
-    predictions: pd.DataFrame
-    loader: str
-    slices_per_s: float
-
-
-def predict_split(config: EvaluateConfig, run: LoadedRun, precision: Precision, split: str) -> Pass:
-    """Predict every slice of ``split``; the table has the columns of predictions.parquet, in row order."""
-    loader = open_loader(
-        LoaderConfig(
-            records=config.records,
-            split=split,
-            batch_size=config.batch_size,
-            size=run.size,
-            windows=run.windows,
-            adjacent=run.adjacent,
-            backend=config.loader,
-            device=precision.device.type,
-            threads=config.num_threads,
-        )
-    )
-    with contextlib.closing(loader):
-        start = time.perf_counter()
-        batches = verb.progress(loader.epoch(0), total=loader.num_batches, unit="batches", title=f"predict {split}")
-        replicas = config.num_replicas(precision)
-        with contextlib.ExitStack() as stack:
-            forward: Forward = run.model
-            if replicas > 1:
-                forward = stack.enter_context(contextlib.closing(Replicas(run.model, replicas, precision)))
-            seen = predict(run.model, forward, batches, precision, config.batch_size)
-        rows, probability = seen.tensors()["rows"].cpu().numpy(), seen.probability()
-        seconds = time.perf_counter() - start
-        made = prediction_table(loader.reader.index, rows, probability)
-        return Pass(predictions=made, loader=loader.backend, slices_per_s=round(len(made) / seconds, 2))
-
-
-def prediction_table(index: pd.DataFrame, rows: NDArray[np.int64], probability: NDArray[np.float64]) -> pd.DataFrame:
-    """Columns of predictions.parquet, ascending in ``row``.
-
-    Raises:
-        FastichError: a probability is not finite, and names the first such slice.
-    """
-    bad = ~np.isfinite(probability).all(axis=1)
-    if bad.any():
-        uid = index["sop_uid"].iloc[int(rows[bad][0])]
-        raise FastichError(f"the network gave values that are not finite for {int(bad.sum())} slices, first {uid}")
-    order = np.argsort(rows, kind="stable")
-    table = index.loc[rows[order], ["sop_uid", "study_uid", "patient_id", *LABELS]].reset_index(drop=True)
-    table.insert(0, "row", rows[order])
-    return table.assign(**dict(zip(results.PROBABILITY_COLUMNS, probability[order].T, strict=True)))
+def _epochs(members: Sequence[LoadedRun]) -> int | list[int]:
+    """The epoch whose weights judge, of a k-fold run one for each fold."""
+    return members[0].epoch if len(members) == 1 else [member.epoch for member in members]
 
 
 def _machine(precision: Precision, judged: Pass) -> dict[str, Any]:

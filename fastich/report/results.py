@@ -17,6 +17,7 @@ from fastich.metrics import Interval
 
 THRESHOLD_RULE = "max-f1"
 PROBABILITY_COLUMNS = [f"p_{label}" for label in LABELS]
+LOGIT_COLUMNS = [f"logit_{label}" for label in LABELS]
 
 
 def truth_and_scores(predictions: pd.DataFrame) -> tuple[NDArray[np.int8], NDArray[np.float64]]:

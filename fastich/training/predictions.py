@@ -53,7 +53,7 @@ class Predictions:
 
     def probability(self) -> NDArray[np.float64]:
         """Sigmoid of the logits with the rule of ``any`` applied: [n, 6]."""
-        return np.asarray(enforce_any(self.tensors()["logits"].double().sigmoid().cpu().numpy()), dtype=np.float64)
+        return probability_of(self.tensors()["logits"].double().cpu().numpy())
 
     def summary(self) -> dict[str, Any]:
         """Loss; precision, recall (at 0.5) and AUC for each label and their mean; slices; slices a second."""
@@ -67,6 +67,11 @@ class Predictions:
             "seconds": round(self.seconds, 3),
             "slices_per_s": round(num_slices / self.seconds, 2) if self.seconds > 0 else None,
         }
+
+
+def probability_of(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sigmoid of ``logit`` [n, 6], not calibrated, with the rule of ``any`` applied."""
+    return np.asarray(enforce_any(np.exp(-np.logaddexp(0.0, -logit))), dtype=np.float64)
 
 
 @torch.inference_mode()
