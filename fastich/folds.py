@@ -42,6 +42,11 @@ def run_rows(reader: RecordReader, config: Mapping[str, Any], split: str) -> NDA
     return np.flatnonzero(mine if split == "val" else ~mine & (fold_of >= 0)).astype(np.int64)
 
 
+def fold_config(config: Mapping[str, Any], *, same_records: bool) -> dict[str, int]:
+    """``folds``, ``fold`` and ``fold_seed`` of a run; 0 where it has none, and on records that it never saw."""
+    return {name: int(config.get(name, 0)) if same_records else 0 for name in ("folds", "fold", "fold_seed")}
+
+
 def fold_of_rows(reader: RecordReader, *, num_folds: int, seed: int) -> NDArray[np.int64]:
     """The fold of each row of the records, int64 [M]; -1 outside of train and val.
 

@@ -13,7 +13,8 @@ from fastich.checkpoint import BEST, LAST, LoadedRun, load, load_run, restore_mo
 from fastich.errors import CheckpointError, FastichError
 from fastich.models.sequence import SequenceModel
 from fastich.records.reader import RecordReader
-from fastich.training.embedder import Feed, stores_of
+from fastich.training.embedder import stores_of
+from fastich.training.feed import Feed
 from fastich.training.study_config import build_sequence
 from fastich.training.study_data import StudySet, rows_of, series_of
 from fastich.training.study_folder import KIND

@@ -22,8 +22,9 @@ from fastich.files import write_json
 from fastich.records.reader import RecordReader
 from fastich.training import history
 from fastich.training.early_stopping import EarlyStopping
-from fastich.training.embedder import Feed, stores_of
+from fastich.training.embedder import stores_of
 from fastich.training.environment import device_name, host, torch_threads, versions
+from fastich.training.feed import Feed
 from fastich.training.position import Position
 from fastich.training.precision import choose_device, choose_precision
 from fastich.training.run_folder import RUN_JSON

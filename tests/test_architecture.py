@@ -132,6 +132,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "report",
         "demo",
         "experiment",
+        "subject",
     ),
 }
 

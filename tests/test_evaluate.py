@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastich import checkpoint, evaluate, leakage, metrics, operating_points, ops
-from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
+from fastich import checkpoint, evaluate, leakage, metrics, operating_points, ops, subject
+from fastich.errors import CheckpointError, RecordError, UsageError
 from fastich.evaluate import EvaluateConfig
 from fastich.labels import ANY, LABELS
 from fastich.models.classifier import build_model
@@ -20,7 +21,9 @@ from fastich.records.index import index_frame, shard_name
 from fastich.records.reader import RecordReader
 from fastich.records.writer import ShardWriter, finish_dataset
 from fastich.report import figures, pictures
-from fastich.report.results import PROBABILITY_COLUMNS
+from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
+from fastich.training.config import ALL_FOLDS
+from fastich.training.prediction import Pass
 from fastich.windowing import DEFAULT_WINDOWS
 
 SIZE = 32
@@ -101,7 +104,7 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one evaluation with the network that knows the secret."""
     out = tmp_path_factory.mktemp("out") / "evaluation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_run", lambda *_: loaded(base))
+        patch.setattr(subject, "load_members", lambda *_: (loaded(base),))
         patch.setattr(pictures, "draw", no_pictures)
         evaluate.evaluate(config(base, out))
     return out
@@ -128,7 +131,7 @@ def test_every_slice_of_the_split_is_predicted_once_in_row_order(base: Path, eva
         assert table["row"].tolist() == reader.rows("test").tolist()
         same = reader.index.loc[table["row"]].reset_index(drop=True)
     names = ["sop_uid", "study_uid", "patient_id", *LABELS]
-    assert list(table.columns) == ["row", *names, *PROBABILITY_COLUMNS]
+    assert list(table.columns) == ["row", *names, *PROBABILITY_COLUMNS, *LOGIT_COLUMNS]
     pd.testing.assert_frame_equal(table[names], same[names], check_dtype=False)
 
 
@@ -265,18 +268,41 @@ def test_validation_split_can_be_judged_and_is_predicted_once(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real = evaluate.predict_split
+    real = subject.predict_members
 
-    def spy(*args: Any) -> evaluate.Pass:
-        seen.append(args[-1])
+    def spy(*args: Any) -> Pass:
+        seen.append(args[2])
         return real(*args)
 
-    monkeypatch.setattr(evaluate, "load_run", lambda *_: loaded(base))
-    monkeypatch.setattr(evaluate, "predict_split", spy)
+    monkeypatch.setattr(subject, "load_members", lambda *_: (loaded(base),))
+    monkeypatch.setattr(subject, "predict_members", spy)
     monkeypatch.setattr(pictures, "draw", no_pictures)
     evaluate.evaluate(config(base, tmp_path / "out", split="val"))
     assert seen == ["val"]
     assert "optimistic" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_k_fold_run_judges_validation_out_of_fold_and_the_test_split_with_all_networks(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def member(fold: int) -> checkpoint.LoadedRun:
+        one = loaded(base)
+        folds = {"folds": 2, "fold": fold, "fold_seed": 0}
+        return dataclasses.replace(one, config={**one.config, **folds}, epoch=fold + 3)
+
+    monkeypatch.setattr(subject, "load_members", lambda *_: (member(0), member(1)))
+    monkeypatch.setattr(pictures, "draw", no_pictures)
+    measured = evaluate.evaluate(config(base, tmp_path / "out", tta="flip,crop"))
+    judged, validation = (
+        pd.read_parquet(tmp_path / "out" / name) for name in ("predictions.parquet", "predictions-val.parquet")
+    )
+    with RecordReader(base / "records") as reader:
+        assert judged["row"].tolist() == reader.rows("test").tolist()
+        assert validation["row"].tolist() == [*reader.rows("train"), *reader.rows("val")]
+    assert measured["model"]["epoch"] == [3, 4]
+    assert measured["config"]["fold"] == ALL_FOLDS
+    with pytest.raises(UsageError, match="split train: a k-fold run has none of its own"):
+        evaluate.evaluate(config(base, tmp_path / "train", split="train"))
 
 
 def test_slices_without_a_label_are_refused(base: Path, tmp_path: Path) -> None:
@@ -285,15 +311,6 @@ def test_slices_without_a_label_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="split 'test', found 1 without"):
         evaluate.evaluate(EvaluateConfig(**flags))
     assert not (tmp_path / "out" / "metrics.json").exists()
-
-
-def test_probability_that_is_not_finite_names_the_slice() -> None:
-    index = pd.DataFrame(
-        {name: ["a", "b"] for name in ("sop_uid", "study_uid", "patient_id")} | dict.fromkeys(LABELS, 0)
-    )
-    bad = np.array([[0.5] * 6, [np.nan] * 6])
-    with pytest.raises(FastichError, match="not finite for 1 slices, first a"):
-        evaluate.prediction_table(index, np.array([1, 0]), bad)
 
 
 def test_missing_run_is_named_and_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
