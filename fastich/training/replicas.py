@@ -63,7 +63,8 @@ class Replicas:
         statistics = [_statistics(model) for model in models]
         for model, copied in zip(models[1:], statistics[1:], strict=True):
             model.train(main.training)
-            torch._foreach_copy_(copied, statistics[0])
+            if copied:  # a network may have no batch norm
+                torch._foreach_copy_(copied, statistics[0])
         for event in self._passed:
             event.clear()
         for model in models[0 if part.is_first else 1 :]:
@@ -76,9 +77,7 @@ class Replicas:
         ]
         done = [future.result() for future in work]
         _add_gradients(models)
-        for copied in statistics[1:]:
-            torch._foreach_add_(statistics[0], copied)
-        torch._foreach_mul_(statistics[0], 1.0 / count)
+        _average(statistics)
         return torch.stack([loss for loss, _ in done]).sum(), torch.cat([logits for _, logits in done])
 
     def close(self) -> None:
@@ -118,6 +117,14 @@ def _sharing(model: DenseNet121Classifier) -> DenseNet121Classifier:
 def _statistics(model: nn.Module) -> list[torch.Tensor]:
     """The running means and variances of the batch norms (their step counters are not used by this network)."""
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
+def _average(statistics: list[list[torch.Tensor]]) -> None:
+    """Leave the mean of all parts in the first one's."""
+    if statistics[0]:
+        for copied in statistics[1:]:
+            torch._foreach_add_(statistics[0], copied)
+        torch._foreach_mul_(statistics[0], 1.0 / len(statistics))
 
 
 def _add_gradients(models: list[DenseNet121Classifier]) -> None:
