@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,10 +78,20 @@ def two(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def alone(records: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def spoilt(records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of two processes, the second of which met a bad image in its fourth step."""
+    out = tmp_path_factory.mktemp("spoilt") / "run"
+    return out, torchrun(records, out, TINY_NAN="1:3")
+
+
+@pytest.fixture(scope="module")
+def one(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run in this process."""
-    monkeypatch.setattr(train, "build_model", tiny_run.build)
-    train.train(TrainConfig(records=records, out=out, **VALUES))
+    out = tmp_path_factory.mktemp("one") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build_model", tiny_run.build)
+        train.train(TrainConfig(records=records, out=out, **VALUES))
     return out
 
 
@@ -98,11 +109,8 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def test_two_processes_learn_what_one_learns_from_the_same_global_batch(
-    records: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_learn_what_one_learns_from_the_same_global_batch(one: Path, two: Path) -> None:
     """To 1e-5, weights to 1e-4: sums of gradients have another order, and nothing else differs."""
-    one = alone(records, tmp_path / "one", monkeypatch)
     assert measured(two) == pytest.approx(measured(one), rel=1e-5)
     assert {"0.train.loss", "1.val.loss", "1.val.auc.any"} <= set(measured(one))
     assert [line["val"]["num_slices"] for line in history.read(two)] == [9, 9]  # odd: the order of two ranks wraps
@@ -130,14 +138,27 @@ def test_a_killed_rank_ends_the_job_within_a_minute_and_it_goes_on_to_the_same_w
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_names_its_slices(records: Path, tmp_path: Path) -> None:
-    done = torchrun(records, tmp_path / "run", TINY_NAN="1:3")
+def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_names_its_slices(
+    spoilt: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    run, done = spoilt
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if "error: loss is nan at step 3, on slices ID_" in line]
     assert sorted(line.partition("error")[0] for line in lines) == ["", "rank 1: "]
-    named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    named = json.loads((run / "nonfinite.json").read_text())
     assert named["step"] == 3
     assert len(named["sop_uids"]) == 2  # of four in the batch: rank 1's
+
+
+def test_one_process_goes_on_where_two_left_off(
+    spoilt: tuple[Path, subprocess.CompletedProcess[str]],
+    one: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Amid an epoch: what both ranks had predicted of it is put together in the order of the epoch."""
+    shutil.copytree(spoilt[0], tmp_path / "run")
+    monkeypatch.setattr(train, "build_model", tiny_run.build)
+    train.train(TrainConfig(records=records, out=tmp_path / "run", resume="auto", **VALUES))
+    assert measured(tmp_path / "run") == pytest.approx(measured(one), rel=1e-5)
 
 
 def test_no_torchrun_is_a_world_of_one() -> None:

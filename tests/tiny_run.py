@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 tests/tiny_run.py --records DIR --out RUN ...
 
 Without batch norm and dropout, so that any number of processes computes the same. ``TINY_KILL=RANK:STEP`` ends that
-rank as ``kill -9`` does before its step and leaves the time in the file TINY_KILLED; ``TINY_NAN=RANK:STEP`` spoils one image of it.
+rank as ``kill -9`` does before its step, the time left in the file TINY_KILLED; ``TINY_NAN=RANK:STEP`` spoils an image.
 """
 
 import os
