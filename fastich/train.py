@@ -22,7 +22,7 @@ from fastich import verb
 from fastich.errors import FastichError, UsageError
 from fastich.files import write_json
 from fastich.folds import FOLD_KEYS, FOLDED, run_rows
-from fastich.labels import LABELS, UNKNOWN
+from fastich.labels import UNKNOWN
 from fastich.leakage import certify, require_clean
 from fastich.loaders import Loader, open_loader
 from fastich.models.classifier import build_model
@@ -180,12 +180,12 @@ def start_learner(
     replicas: int = 1,
     span: Span = no_span,
     *,
-    labels: NDArray[np.int8] = np.zeros((1, len(LABELS)), np.int8),  # noqa: B008
+    labels: NDArray[np.int8] | None = None,
     world: World = ALONE,
 ) -> Learner:
     """The network with its first weights, on the device; all random numbers follow from the seed.
 
-    ``labels`` are those of the training split, from which ``--class-weights inverse`` are counted.
+    ``labels`` are the training split's, which ``--class-weights inverse`` counts.
     """
     torch.manual_seed(config.seed)
     if precision.device.type == "cuda":
