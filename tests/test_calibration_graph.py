@@ -8,7 +8,7 @@ import torch
 from small_dense import SIZE, SmallDense
 from toy_model import toy_onnx
 
-from fastich.calibration import KNOTS, NONE, Calibration, LabelCalibration
+from fastich.calibration import NONE, PIECEWISE, Calibration, LabelCalibration
 from fastich.calibration_graph import with_calibration
 from fastich.errors import ArtifactError
 from fastich.models.folding import fold_batch_norm
@@ -80,7 +80,7 @@ def test_graph_of_an_older_export_is_refused_by_name() -> None:
 
 
 def test_knots_need_a_graph_with_knots() -> None:
-    with pytest.raises(ArtifactError, match=rf"expected constants calibrator\.{KNOTS}, .*found none"):
+    with pytest.raises(ArtifactError, match=rf"expected constants .*calibrator\.{PIECEWISE}, .*found none"):
         with_calibration(graph_of(NONE), ISOTONIC)
 
 
