@@ -26,7 +26,7 @@ from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, 
 from fastich.calibration import NONE, Calibration
 from fastich.checkpoint import LoadedRun, load_run, weights_sha256
 from fastich.errors import ArtifactError, UsageError
-from fastich.export_evaluation import CALIBRATION_FILE, read_evaluation, shipped_config
+from fastich.export_evaluation import read_evaluation, shipped_config
 from fastich.export_study import add_study
 from fastich.files import atomic_path
 from fastich.leakage_sides import CERTIFICATE_KEY
@@ -37,6 +37,7 @@ from fastich.models.serving import Front, ServingModel, example
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
 from fastich.parity import Answer, Runner, batches_of, check_parity, parity, synthetic_heads
 from fastich.records.reader import RecordReader
+from fastich.report.folder import CALIBRATION_FILE
 from fastich.study_contract import STUDY_FILE
 from fastich.study_run import load_study_run
 from fastich.types import HuArray

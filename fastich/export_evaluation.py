@@ -13,6 +13,14 @@ from fastich.artifact import NOT_CALIBRATED, Thresholds, parse_thresholds
 from fastich.calibration import Calibration
 from fastich.conformal import Triage
 from fastich.errors import UsageError
+from fastich.report.folder import (
+    CALIBRATION_FILE,
+    METRICS_FILE,
+    STUDY_CALIBRATION_FILE,
+    STUDY_THRESHOLDS_FILE,
+    THRESHOLDS_FILE,
+    TRIAGE_FILE,
+)
 
 EVALUATION_KEYS = (
     "split",
@@ -30,15 +38,21 @@ EVALUATION_KEYS = (
     "study_any",
 )
 """What model.json repeats of an evaluation's metrics.json; the rest stays in the report."""
-OPTIONAL_KEYS = ("calibration", "subgroups", "studies")
+OPTIONAL_KEYS = ("calibration", "subgroups", "triage")
 """The same, of evaluations that have it."""
-THRESHOLDS_FILE, METRICS_FILE = "thresholds.json", "metrics.json"
-CALIBRATION_FILE, TRIAGE_FILE = "calibration.json", "triage.json"
-"""What an evaluation folder may hold beside thresholds and metrics."""
-STUDY_THRESHOLDS_FILE, STUDY_CALIBRATION_FILE = "study-thresholds.json", "study-calibration.json"
-"""What it may hold of the study's own outputs, in the same forms."""
-
-
+STUDY_KEYS = (
+    "decision",
+    "num_studies",
+    "prevalence",
+    "num_positive",
+    "auc",
+    "average_precision",
+    "sensitivity",
+    "specificity",
+    "log_loss",
+    "rules",
+)
+"""What it repeats of the key ``studies``, where there is one."""
 PATHS_IN_CONFIG = ("records", "out", "run")
 """Fields of a training config that name folders of the machine it ran on: not for model.json."""
 
@@ -121,6 +135,8 @@ def _thresholds(document: dict[str, Any]) -> Thresholds:
 def _kept(metrics: dict[str, Any]) -> dict[str, Any]:
     kept = {key: metrics[key] for key in EVALUATION_KEYS}
     kept |= {key: metrics[key] for key in OPTIONAL_KEYS if key in metrics}
+    if "studies" in metrics:
+        kept["studies"] = {key: metrics["studies"][key] for key in STUDY_KEYS}
     return kept | {"dataset_sha256": metrics["dataset"]["dataset_sha256"]}
 
 

@@ -15,7 +15,7 @@ from fastich.artifact import Artifact, load_artifact, read_manifest
 from fastich.checkpoint import LoadedRun, weights_sha256
 from fastich.errors import ArtifactError, UsageError
 from fastich.export import ExportConfig, load_network
-from fastich.export_evaluation import EVALUATION_KEYS
+from fastich.export_evaluation import EVALUATION_KEYS, STUDY_KEYS
 from fastich.export_study import PAIR, PARITY_LENGTHS, add_study, sequences
 from fastich.labels import LABELS
 from fastich.model_card import HTML_FILE, MARKDOWN_FILE
@@ -94,7 +94,7 @@ def write_evaluation(folder: Path, **changed: Any) -> Path:
             "dataset": {"dataset_sha256": "34" * 32, "trained_on_sha256": "cd" * 32},
             "model": {"epoch": 7},
             "config": CONFIG,
-            "studies": {"auc": 1},
+            "studies": dict.fromkeys(STUDY_KEYS, 2) | {"reports": "long"},
         }
         | changed,
     }
@@ -148,7 +148,7 @@ def test_evaluation_brings_thresholds_calibrations_triage_and_metrics(
     assert part.triage is not None
     assert part.triage["alpha_miss"] == 0.1
     assert part.metrics is not None
-    assert part.metrics["studies"] == {"auc": 1}
+    assert part.metrics["studies"] == dict.fromkeys(STUDY_KEYS, 2)
     session = open_study_session(tmp_path)
     assert session is not None
     said = session.run(*seen(cnn), np.full(9, np.nan))

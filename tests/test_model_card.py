@@ -16,7 +16,6 @@ from fastich.files import write_json
 from fastich.labels import LABELS
 from fastich.model_card import HTML_FILE, MARKDOWN_FILE, main, publish
 from fastich.report.card import normalised, sections, to_html, to_markdown
-from fastich.report.card_numbers import ppv_npv
 from fastich.report.card_parts import NO_POSITIVES, NOT_STATED, estimated
 
 TITLES = [
@@ -95,7 +94,7 @@ def test_what_is_absent_is_not_stated(folder: Path) -> None:
 def test_figures_have_their_intervals(folder: Path) -> None:
     text = to_markdown(document(folder, metrics=metrics()))
     assert "| any | 12 | 14.3 % | 0.900 (0.800 to 0.900) | 0.900 (0.800 to 0.900) |" in of_section(text, "Metrics")
-    assert "Challenge log loss: 0.1234 (0.0234 to 0.1234)." in text
+    assert "Challenge log loss, slices, each alone: 0.1234 (0.0234 to 0.1234)." in text
     assert "| any | 0.5 | 0.900 (0.800 to 0.900) | 0.900 (0.800 to 0.900) |" in of_section(text, "Operating points")
     assert "Judged on 60 patients only" in of_section(text, "Limits")
 
@@ -108,7 +107,8 @@ def test_a_label_without_positives_is_undefined_in_words(folder: Path) -> None:
     text = to_markdown(document(folder, metrics=without))
     assert f"| epidural | 0 | 14.3 % | {NO_POSITIVES} | {NO_POSITIVES} |" in text
     assert "No slice with epidural was judged: what it does there is undefined." in text
-    assert "| epidural | not stated | not stated | not stated | not stated |" in of_section(text, "Operating points")
+    nothing = " | ".join(["undefined / undefined"] * 6)
+    assert f"| epidural | {nothing} |" in of_section(text, "Operating points")
 
 
 def test_estimates_read_as_words_where_there_is_no_number() -> None:
@@ -118,14 +118,11 @@ def test_estimates_read_as_words_where_there_is_no_number() -> None:
     assert estimated({"value": 0.5, "low": None, "high": None}) == "0.500 (no interval)"
 
 
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [((0.9, 0.8, 0.1), (1 / 3, 72 / 73)), ((0.0, 1.0, 0.1), (None, 0.9)), ((1.0, 0.0, 0.2), (0.2, None))],
-)
-def test_predictive_values_follow_prevalence(
-    rates: tuple[float, float, float], expected: tuple[float | None, float | None]
-) -> None:
-    assert ppv_npv(*rates) == tuple(None if one is None else pytest.approx(one) for one in expected)
+def test_predictive_values_follow_prevalence(folder: Path) -> None:
+    rates = {"sensitivity": dict.fromkeys(LABELS, estimate(0.9)), "specificity": dict.fromkeys(LABELS, estimate(0.8))}
+    text = of_section(to_markdown(document(folder, metrics=metrics(**rates))), "Operating points")
+    line = next(line for line in text.splitlines() if line.startswith("| any | 0.043"))
+    assert line.split(" | ")[4] == "0.333 / 0.986"  # at 10 %: 0.09 of 0.27, 0.72 of 0.73
 
 
 def test_triage_states_guarantee_alpha_and_count(folder: Path) -> None:
@@ -138,7 +135,7 @@ def test_triage_states_guarantee_alpha_and_count(folder: Path) -> None:
         "outcomes": [],
     }
     text = of_section(to_markdown(document(folder, study={"triage": triage})), "Triage")
-    assert "At most 0.05." in text
+    assert "Studies, sequence model: At most 0.05." in text
     for row in ("| alpha_miss | 0.05 |", "| num_bleed | 31 |", "| clear | 0.2 |", "| flag | not stated |"):
         assert row in text
 
@@ -161,9 +158,24 @@ def test_certificate_and_calibration_are_summarised(folder: Path) -> None:
 
 
 def test_sequence_model_has_its_own_operating_points(folder: Path) -> None:
-    add_study(folder, sequence_model(5), metrics={"slices": metrics(), "study": metrics(num_slices=None)})
+    rules = {rule: dict.fromkeys(LABELS, estimate(0.7)) for rule in ("study head", "noisy-or")}
+    of_studies = metrics(decision="study head", rules=rules)
+    errors = {name: {"ece": {"macro": estimate(value)}} for name, value in (("raw", 0.03), ("calibrated", 0.01))}
+    quality = {"studies": {"judged": errors, "cross_fitted": None}}
+    did = {"judged": {"miss_rate": estimate(0.05)}}
+    add_study(
+        folder,
+        sequence_model(5),
+        triage={"guarantee": "At most.", "alpha_miss": 0.1},
+        metrics=metrics(studies=of_studies, calibration=quality, triage=did),
+    )
     text = to_markdown(document(folder))
     assert text.count("*studies, sequence model*") == 2
+    assert "*ROC AUC of studies by rule (study head decides)*" in text
+    assert "| noisy-or | 0.700 (0.600 to 0.700) |" in text
+    assert "| macro | 0.030 (-0.070 to 0.030) | 0.010 (-0.090 to 0.010) | not stated |" in text
+    assert "| miss_rate | 0.050 (-0.050 to 0.050) |" in of_section(text, "Triage")
+    assert "Judged on 60 patients only" in text
     assert "| sequence model | gru |" in text
     assert "| study.onnx | sequence model over the slices of a study" in text
 

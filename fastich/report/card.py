@@ -65,7 +65,8 @@ def _use(document: Document) -> Section:
 
 
 def _data(document: Document) -> Section:
-    metrics, certificate = document.get("metrics"), document.get("leakage_certificate")
+    metrics = document.get("metrics") or look(document, "study", "metrics")
+    certificate = document.get("leakage_certificate")
     rows = [
         ("records trained on (SHA-256 of the data set)", look(document, "training", "dataset_sha256")),
         ("records judged", look(metrics, "dataset_sha256")),
@@ -89,13 +90,13 @@ def _architecture(document: Document) -> Section:
     windows = look(document, "preprocessing", "windows") or ()
     rows = [
         ("network", look(config, "backbone")),
+        ("features of a slice", _width(document)),
         ("input", " ".join(map(said, (look(document, "input", "dtype"), look(document, "input", "unit"))))),
         ("resized to, pixels", look(document, "preprocessing", "size")),
         ("windows, centre / width in HU", [f"{said(w['center_hu'])} / {said(w['width_hu'])}" for w in windows]),
         ("sees neighbouring slices", look(document, "preprocessing", "adjacent")),
         ("epoch", look(document, "training", "epoch")),
         ("sequence model", look(document, "study", "variant")),
-        ("features of a slice", look(document, "study", "embedding_size")),
     ]
     tables = [facts("architecture and input", rows), settings("training configuration", config)]
     study = look(document, "study", "config")
@@ -104,8 +105,14 @@ def _architecture(document: Document) -> Section:
     return Section(title="Architecture and input", tables=tuple(tables))
 
 
+def _width(document: Document) -> Any:
+    """C of the output ``embedding``."""
+    outputs: list[dict[str, Any]] = document.get("outputs") or []
+    return next((spec["shape"][1] for spec in outputs if spec["name"] == "embedding"), None)
+
+
 def _subgroups(document: Document) -> Section:
-    found = look(document, "metrics", "subgroups")
+    found = look(document, "study", "metrics", "subgroups") or look(document, "metrics", "subgroups")
     if found is None:
         return Section(title="Subgroups", sentences=(NOT_STATED.capitalize() + ".",))
     rows = flat(found if hasattr(found, "items") else {str(index): row for index, row in enumerate(found)})
@@ -113,7 +120,7 @@ def _subgroups(document: Document) -> Section:
 
 
 def _limits(document: Document) -> Section:
-    metrics, found = document.get("metrics"), []
+    metrics, found = document.get("metrics") or look(document, "study", "metrics"), []
     patients = look(metrics, "num_patients")
     if metrics is None:
         found.append("Nothing was measured: no evaluation was given to the export.")

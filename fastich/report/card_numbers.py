@@ -1,12 +1,15 @@
 """The parts of a model card that hold numbers: metrics, operating points, calibration, triage, parity.
 
-Functions of model.json's document; see ``card.py``.
+Functions of model.json's document; see ``card.py``. What is judged comes in blocks: the network's slices and, where
+there is a sequence model, its slices and its studies, each with its metrics, thresholds and calibration.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastich.labels import LABELS
+from fastich.operating_points import PREVALENCES, ppv_npv
 from fastich.report.card_parts import (
     NOT_STATED,
     UNDEFINED,
@@ -21,35 +24,65 @@ from fastich.report.card_parts import (
     said,
 )
 
-PREVALENCES = (0.01, 0.05, 0.10, 0.20)
-"""Of a label among what is judged; a site finds its own between or beside them."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One kind of answer; each part is None where model.json has none."""
+
+    title: str
+    metrics: Any
+    thresholds: Any
+    calibration: Any
+    quality: Any
 
 
-def blocks(document: Document) -> Iterator[tuple[str, Any, Any, Any]]:
-    """What was judged, its metrics, its thresholds, its calibration: the network's slices, and the sequence model's."""
-    yield "slices, each alone", document.get("metrics"), document.get("thresholds"), document.get("calibration")
+def blocks(document: Document) -> Iterator[Block]:
+    """Every kind of answer of the model folder that has thresholds of its own."""
+    metrics = document.get("metrics")
+    yield Block(
+        title="slices, each alone",
+        metrics=metrics,
+        thresholds=document.get("thresholds"),
+        calibration=document.get("calibration"),
+        quality=look(metrics, "calibration", "slices"),
+    )
     study = document.get("study")
-    if study is not None:
-        for name, title in (("slices", "slices, sequence model"), ("study", "studies, sequence model")):
-            kinds = (look(study, kind, name) for kind in ("metrics", "thresholds", "calibration"))
-            metrics, thresholds, calibration = kinds
-            yield title, metrics, thresholds, calibration
+    if study is None:
+        return
+    measured = look(study, "metrics")
+    for title, found, key, name in (
+        ("slices, sequence model", measured, "slices", "slices"),
+        ("studies, sequence model", look(measured, "studies"), "study", "studies"),
+    ):
+        yield Block(
+            title=title,
+            metrics=found,
+            thresholds=look(study, "thresholds", key),
+            calibration=look(study, "calibration", key),
+            quality=look(measured, "calibration", name),
+        )
 
 
 def metrics_section(document: Document) -> Section:
     """How well it does, each figure with its interval."""
-    tables = tuple(_metrics_table(title, metrics) for title, metrics, _, _ in blocks(document) if metrics is not None)
-    measured = document.get("metrics")
-    interval = look(measured, "intervals")
+    judged = [block for block in blocks(document) if block.metrics is not None]
+    if not judged:
+        return Section(title="Metrics", sentences=(NOT_STATED.capitalize() + ".",))
+    overall = document.get("metrics") or look(document, "study", "metrics")
+    level, count, unit = (look(overall, "intervals", key) for key in ("level", "num_resamples", "unit"))
     sentences = [
-        NOT_STATED.capitalize() + "." if not tables else f"Judged on the {said(look(measured, 'split'))} split.",
-        f"Challenge log loss: {estimated(look(measured, 'log_loss'), digits=4)}.",
-        f"ROC AUC of studies ({said(look(measured, 'study_any', 'rule'))}): "
-        f"{estimated(look(measured, 'study_any', 'auc'), look(measured, 'study_any', 'num_positive'))}.",
-        f"Intervals: {percent(look(interval, 'level'))}, {said(look(interval, 'num_resamples'))} resamples by "
-        f"{said(look(interval, 'unit'))}.",
+        f"Judged on the {said(look(overall, 'split'))} split. "
+        f"Intervals: {percent(level)}, {said(count)} resamples by {said(unit)}."
     ]
-    return Section(title="Metrics", sentences=tuple(sentences[: None if tables else 1]), tables=tables)
+    for block in judged:
+        loss = estimated(look(block.metrics, "log_loss"), digits=4)
+        sentences.append(f"Challenge log loss, {block.title}: {loss}.")
+    tables = [_metrics_table(block.title, block.metrics) for block in judged]
+    for metrics in (document.get("metrics"), look(document, "study", "metrics")):
+        rules = look(metrics, "studies", "rules")
+        if rules is not None:
+            tables.append(_rules_table(metrics, rules))
+    return Section(title="Metrics", sentences=tuple(sentences), tables=tuple(tables))
 
 
 def _metrics_table(title: str, metrics: Document) -> Table:
@@ -62,78 +95,97 @@ def _metrics_table(title: str, metrics: Document) -> Table:
     return Table(caption=title, columns=columns, rows=tuple(rows))
 
 
+def _rules_table(metrics: Any, rules: Document) -> Table:
+    """ROC AUC of studies by each way to decide about one."""
+    positive = look(metrics, "studies", "num_positive") or {}
+    decision = said(look(metrics, "studies", "decision"))
+    rows = tuple(
+        (rule, *(estimated(look(found, label), positive.get(label)) for label in LABELS))
+        for rule, found in rules.items()
+    )
+    return Table(caption=f"ROC AUC of studies by rule ({decision} decides)", columns=("rule", *LABELS), rows=rows)
+
+
 def operating_section(document: Document) -> Section:
     """Where the decisions are cut, what that costs, and what a call is worth where bleeds are rarer or commoner."""
     sentences, tables = [], []
-    for title, metrics, thresholds, _ in blocks(document):
-        sentences.append(f"{title.capitalize()}: thresholds by the rule {said(look(thresholds, 'rule'))}.")
-        tables += [_points_table(title, metrics, thresholds), _worth_table(title, metrics)]
+    for block in blocks(document):
+        sentences.append(f"{block.title.capitalize()}: thresholds by the rule {said(look(block.thresholds, 'rule'))}.")
+        tables += [_points_table(block), _worth_table(block)]
     return Section(title="Operating points", sentences=tuple(sentences), tables=tuple(tables))
 
 
-def _points_table(title: str, metrics: Any, thresholds: Any) -> Table:
+def _points_table(block: Block) -> Table:
     rows = []
     for label in LABELS:
-        positive = look(metrics, "num_positive", label)
-        rates = [estimated(look(metrics, rate, label), positive) for rate in ("sensitivity", "specificity")]
-        rows.append((label, said(look(thresholds, "values", label)), *rates))
-    return Table(caption=title, columns=("label", "threshold", "sensitivity", "specificity"), rows=tuple(rows))
+        positive = look(block.metrics, "num_positive", label)
+        rates = [estimated(look(block.metrics, rate, label), positive) for rate in ("sensitivity", "specificity")]
+        rows.append((label, said(look(block.thresholds, "values", label)), *rates))
+    return Table(caption=block.title, columns=("label", "threshold", "sensitivity", "specificity"), rows=tuple(rows))
 
 
-def _worth_table(title: str, metrics: Any) -> Table:
-    rows = []
-    for label in LABELS:
-        sensitivity, specificity = (look(metrics, rate, label, "value") for rate in ("sensitivity", "specificity"))
-        rows.append((label, *(_worth(sensitivity, specificity, prevalence) for prevalence in PREVALENCES)))
+def _worth_table(block: Block) -> Table:
+    rows = tuple((label, *(_worth(block.metrics, label, prevalence) for prevalence in PREVALENCES)) for label in LABELS)
     columns = ("label", *(f"at {100 * prevalence:g} %" for prevalence in PREVALENCES))
-    return Table(caption=f"{title}: PPV / NPV by prevalence", columns=columns, rows=tuple(rows))
+    return Table(caption=f"{block.title}: PPV / NPV by prevalence", columns=columns, rows=rows)
 
 
-def _worth(sensitivity: float | None, specificity: float | None, prevalence: float) -> str:
+def _worth(metrics: Any, label: str, prevalence: float) -> str:
+    sensitivity, specificity = (look(metrics, rate, label) for rate in ("sensitivity", "specificity"))
     if sensitivity is None or specificity is None:
         return NOT_STATED
-    return " / ".join(
-        UNDEFINED if value is None else f"{value:.3f}" for value in ppv_npv(sensitivity, specificity, prevalence)
-    )
-
-
-def ppv_npv(sensitivity: float, specificity: float, prevalence: float) -> tuple[float | None, float | None]:
-    """Positive and negative predictive value; None where nothing is called, or everything.
-
-    Source: Altman and Bland, "Diagnostic tests 2: predictive values", BMJ 309 (1994) 102.
-    """
-    hit, alarm = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
-    rest, miss = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
-    return (hit / (hit + alarm) if hit + alarm else None), (rest / (rest + miss) if rest + miss else None)
+    values = ppv_npv(look(sensitivity, "value"), look(specificity, "value"), prevalence)
+    return " / ".join(UNDEFINED if value is None else f"{value:.3f}" for value in values)
 
 
 def calibration_section(document: Document) -> Section:
-    """What turned logits into probabilities, and for which labels it did not."""
+    """What turned logits into probabilities, for which labels it did not, and how far from frequencies they are."""
     sentences, tables = [], []
-    for title, metrics, _, calibration in blocks(document):
-        method = look(calibration, "method")
+    for block in blocks(document):
+        method = look(block.calibration, "method")
         words = "none: the network's own sigmoid" if method == "none" else said(method)
-        sentences.append(f"{title.capitalize()}: {words}.")
-        left_out = look(calibration, "uncalibrated") or {}
-        sentences += [f"{title.capitalize()}, {label}: not calibrated, {why}." for label, why in left_out.items()]
-        quality = look(metrics, "calibration")
-        if quality is not None:
-            tables.append(facts(f"{title}: calibration measured", flat(quality)))
+        sentences.append(f"{block.title.capitalize()}: {words}.")
+        left_out = look(block.calibration, "uncalibrated") or {}
+        sentences += [f"{block.title.capitalize()}, {label}: not calibrated, {why}." for label, why in left_out.items()]
+        if block.quality is not None:
+            tables.append(_quality_table(block))
     return Section(title="Calibration", sentences=tuple(sentences), tables=tuple(tables))
 
 
-def triage_section(document: Document) -> Section:
-    """Flag, clear, or human first: thresholds, guarantee, alpha and the size of the calibration set."""
-    triage = look(document, "study", "triage") or document.get("triage")
-    if triage is None:
-        return Section(title="Triage", sentences=("Not stated: the model folder has no three-way rule.",))
-    words = [look(triage, "guarantee"), *(look(triage, "outcomes") or ())]
-    rest = {key: value for key, value in triage.items() if key not in ("guarantee", "outcomes")}
-    return Section(
-        title="Triage",
-        sentences=tuple(said(one) for one in words),
-        tables=(facts("three-way rule", flat(rest)),),
+def _quality_table(block: Block) -> Table:
+    """Expected calibration error and Brier score, raw and calibrated on what was judged, and cross-fitted before."""
+    places = {
+        "ECE raw": ("judged", "raw", "ece"),
+        "ECE calibrated": ("judged", "calibrated", "ece"),
+        "ECE cross-fitted on validation": ("cross_fitted", "ece"),
+        "Brier raw": ("judged", "raw", "brier"),
+        "Brier calibrated": ("judged", "calibrated", "brier"),
+    }
+    rows = tuple(
+        (label, *(estimated(look(block.quality, *keys, label)) for keys in places.values()))
+        for label in (*LABELS, "macro")
     )
+    return Table(caption=f"{block.title}: calibration", columns=("label", *places), rows=rows)
+
+
+def triage_section(document: Document) -> Section:
+    """Flag, clear, or human first: thresholds, guarantee, alpha, the calibration set's size, and what it did."""
+    sentences, tables = [], []
+    for title, part in (("studies, largest slice", document), ("studies, sequence model", document.get("study"))):
+        triage = look(part, "triage")
+        if triage is None:
+            continue
+        words = [look(triage, "guarantee"), *(look(triage, "outcomes") or ())]
+        sentences += [f"{title.capitalize()}: {said(one)}" for one in words]
+        rest = {key: value for key, value in triage.items() if key not in ("guarantee", "outcomes", "dataset_sha256")}
+        tables.append(facts(f"{title}: three-way rule", flat(rest)))
+        judged = look(part, "metrics", "triage", "judged")
+        if judged is not None:
+            rows = tuple((name, estimated(found)) for name, found in judged.items())
+            tables.append(Table(caption=f"{title}: what it did", columns=("share", "value"), rows=rows))
+    if not tables:
+        sentences.append("Not stated: the model folder has no three-way rule.")
+    return Section(title="Triage", sentences=tuple(sentences), tables=tuple(tables))
 
 
 def parity_section(document: Document) -> Section:
