@@ -11,11 +11,12 @@ MOSAIC_NEEDS := transformers Brotli python-snappy zstd xxhash catalogue
 STAMP := $(VENV)/.installed-$(CUDA)
 EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
 
-.PHONY: help setup demo test check lint types fuzz bench clean
+.PHONY: help setup demo study test check lint types fuzz bench clean
 
 help:
 	@echo "make setup   virtual environment in $(VENV), everything from $(CONSTRAINTS) (CUDA=cu13 for CUDA 13)"
 	@echo "make demo    the main job, end to end, on synthetic studies (DICOM=dir LABELS=csv for your own)"
+	@echo "make study   what slice context, calibration and thresholds are worth, on synthetic studies (20 minutes)"
 	@echo "make test    the tests"
 	@echo "make check   lint, types and the tests: what CI runs"
 	@echo "make fuzz    libFuzzer over the native core under the sanitizers (needs clang++)"
@@ -32,6 +33,10 @@ $(STAMP): pyproject.toml setup.py $(wildcard kernels/*) $(CONSTRAINTS)
 	@grep 'fastich: .* is left out' $(VENV)/kernels.log || true
 	@$(BIN)/python -c 'from fastich import ops; print("kernels:", ops.backend())'
 	touch $@
+
+# The experiment of docs/trust.md: about 20 minutes on two cores.
+study: setup
+	$(BIN)/python -m fastich.experiment $(STUDY)
 
 demo: setup
 	$(BIN)/python -m fastich.demo $(if $(DICOM),--dicom '$(DICOM)') $(if $(LABELS),--labels '$(LABELS)')

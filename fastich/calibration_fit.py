@@ -12,6 +12,8 @@ Floats = NDArray[np.float64]
 
 NEWTON_STEPS, NEWTON_TOLERANCE, RIDGE = 100, 1e-12, 1e-12
 """Newton on this convex loss needs about ten steps; the ridge (a row) only keeps a flat direction solvable."""
+LEAST_DIFFERENCE = 2.0**-20
+"""Logits nearer to each other than this millionth are one: a network's float32 sums tell no more."""
 
 
 def smoothed_targets(num_positive: int, num_negative: int) -> tuple[float, float]:
@@ -23,11 +25,16 @@ def smoothed_targets(num_positive: int, num_negative: int) -> tuple[float, float
 
 
 def sigmoid_constants(logit_N: Floats, truth_N: NDArray[np.bool_], *, with_bias: bool) -> tuple[float, float]:
-    """Scale and bias, as float32 holds them, that fit the smoothed targets best; the bias is 0 unless asked for."""
+    """Scale and bias, as float32 holds them, that fit the smoothed targets best; the bias is 0 unless asked for.
+
+    A scale of 0 where the logits do not differ.
+    """
     high, low = smoothed_targets(int(truth_N.sum()), int((~truth_N).sum()))
     target_N = np.where(truth_N, high, low)
     centre = float(logit_N.mean()) if with_bias else 0.0
-    spread = float(np.sqrt(np.mean((logit_N - centre) ** 2))) or 1.0
+    spread = float(np.sqrt(np.mean((logit_N - centre) ** 2)))
+    if spread < LEAST_DIFFERENCE:
+        return 0.0, 0.0
     columns = [(logit_N - centre) / spread] + ([np.ones(len(logit_N))] if with_bias else [])
     weight_C = logistic_regression(np.stack(columns, axis=1), target_N)
     scale = float(np.float32(weight_C[0] / spread))
@@ -63,6 +70,7 @@ def isotonic_knots(logit_N: Floats, truth_N: NDArray[np.bool_]) -> tuple[tuple[f
     """Knots of the isotonic fit, held between the smoothed targets: it would call the ends 0 and 1 otherwise."""
     high, low = smoothed_targets(int(truth_N.sum()), int((~truth_N).sum()))
     fitted = IsotonicRegression(y_min=low, y_max=high, out_of_bounds="clip")
-    fitted.fit(logit_N.astype(np.float32).astype(np.float64), truth_N.astype(np.float64))
+    apart_N = np.rint(logit_N / LEAST_DIFFERENCE) * LEAST_DIFFERENCE
+    fitted.fit(apart_N.astype(np.float32).astype(np.float64), truth_N.astype(np.float64))
     x, y = fitted.X_thresholds_, fitted.y_thresholds_.astype(np.float32)
     return tuple((float(logit), float(probability)) for logit, probability in zip(x, y, strict=True))

@@ -18,10 +18,13 @@ VERBS = {
     "train": "train a network on records",
     "train_study": "train the sequence model: what a CNN says of each slice -> what the study says",
     "evaluate": "judge a trained network on held-out patients, with a report",
+    "compare": "is one run better than another? differences with intervals and p-values",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "model_card": "what a model folder holds, is for and is worth, in words: Markdown and HTML",
     "score": "score DICOM files, folders or studies with an exported model",
     "explain": "where findings come from: key slices with class maps over them, and whether the maps point at masks",
+    "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
+    "experiment": "what slice context, calibration and thresholds are worth, on synthetic studies",
     "demo": "the main job, end to end, on synthetic studies or your own",
 }
 

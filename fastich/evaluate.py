@@ -15,22 +15,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
 from fastich import operating_points, ops, verb
 from fastich.calibration import METHODS
 from fastich.checkpoint import LoadedRun
 from fastich.errors import RecordError, UsageError
+from fastich.folds import fold_config, run_rows
 from fastich.labels import UNKNOWN
 from fastich.leakage import require_apart
 from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
-from fastich.report.choices import Rules, choose
-from fastich.report.trust import apply, trust
+from fastich.report.choices import Choices, Rules, choose
+from fastich.report.trust import Tables, apply, trust
+from fastich.subgroups import read_truth, subgroup_table
 from fastich.subject import open_subject
-from fastich.training.embedder import Feed
 from fastich.training.environment import device_name, num_cores, torch_threads, versions
+from fastich.training.feed import Feed
 from fastich.training.precision import Precision, choose_device, choose_precision
 from fastich.training.run_folder import RUN_JSON
+from fastich.training.views import NONE
 from fastich.verb import option, required
 
 VALIDATION = "val"
@@ -54,8 +61,8 @@ class EvaluateConfig:
     rule: str = option("max-f1", "of the thresholds: max-f1, youden, sensitivity:0.95 or specificity:0.9 and the like")
     alpha_miss: float = option(0.1, "triage: most of the studies with a bleed that may be cleared")
     alpha_alarm: float = option(0.2, "triage: most of the studies without a bleed that may be flagged")
-    reverse: bool = option(False, "a sequence model also sees each study turned around, and the mean counts")
     truth: Path | None = option(None, "truth.csv of synthetic studies: subgroups by volume of bleed")
+    tta: str = option(NONE, "average over views: none, or some of flip, crop, reverse; of a sequence model: reverse")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     seed: int = option(0, "seed of the resampling")
     other_dataset: bool = option(False, "judge records that the run was not trained on, and say so in the report")
@@ -120,13 +127,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder.check(config.folder, overwrite=config.overwrite)
     feed = config.feed()
+    truth = None if config.truth is None else read_truth(config.truth)
     threads = 1 if feed.num_replicas > 1 else feed.threads  # of each operation, where parts of a batch take the cores
     with contextlib.closing(RecordReader(config.records)) as reader, torch_threads(threads):
-        subject = open_subject(config.run, config.which, reader, feed, reverse=config.reverse)
+        subject = open_subject(config.run, config.which, reader, feed, tta=config.tta)
         dataset = _compare_datasets(config, subject.cnn, reader)
         splits = tuple(dict.fromkeys((VALIDATION, config.split)))
         for split in splits:
-            _require_labelled(config, reader, split)
+            rows = run_rows(reader, fold_config(subject.cnn.config, same_records=dataset["same_as_training"]), split)
+            _require_labelled(config, reader, rows, split)
         folder.make(config.folder)
         found = {split: subject.predict(split) for split in splits}
         verb.say(f"predicted: {len(found[config.split].tables.slices)} slices; now numbers and figures")
@@ -138,6 +147,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "dataset": dataset,
             "model": {"run": str(config.run), "checkpoint": config.which, "epoch": subject.epoch},
             **trust(validation, judged, choices, num_resamples=config.bootstrap, seed=config.seed),
+            "subgroups": _subgroups(config, judged, reader, choices, truth),
             "training": _training(config.run),
             "slices_per_s": found[config.split].slices_per_s,
             "machine": _machine(feed.precision, found[config.split].loader),
@@ -170,8 +180,7 @@ def _compare_datasets(config: EvaluateConfig, run: LoadedRun, reader: RecordRead
     }
 
 
-def _require_labelled(config: EvaluateConfig, reader: RecordReader, split: str) -> None:
-    rows = reader.rows(split)
+def _require_labelled(config: EvaluateConfig, reader: RecordReader, rows: NDArray[np.int64], split: str) -> None:
     if len(rows) == 0:
         raise RecordError(f"{config.records}: expected slices in split {split!r}, found none; pack more patients")
     unknown = int((reader.labels()[rows] == UNKNOWN).any(axis=1).sum())
@@ -180,6 +189,23 @@ def _require_labelled(config: EvaluateConfig, reader: RecordReader, split: str) 
             f"{config.records}: expected a label for every slice of split {split!r}, found {unknown} without; "
             "pack again with the label table"
         )
+
+
+def _subgroups(
+    config: EvaluateConfig, judged: Tables, reader: RecordReader, choices: Choices, truth: pd.DataFrame | None
+) -> list[dict[str, Any]]:
+    """The lines of ``subgroup_table``."""
+    made = subgroup_table(
+        judged.slices,
+        judged.studies,
+        reader.index,
+        choices.thresholds["thresholds"],
+        truth,
+        config.bootstrap,
+        config.seed,
+        choices.study_thresholds["thresholds"],
+    )
+    return [{str(name): value for name, value in line.items()} for line in made.to_dict("records")]
 
 
 def _training(run: Path) -> dict[str, Any] | None:

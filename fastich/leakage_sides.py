@@ -17,7 +17,7 @@ from fastich import checkpoint
 from fastich.artifact import MANIFEST, read_manifest
 from fastich.errors import ArtifactError, CheckpointError, RecordError
 from fastich.fingerprints import ANY_KIND, Ids, blank_hashes, id_set, of_rows, unpack
-from fastich.records.index import DATASET_FILE
+from fastich.records.index import DATASET_FILE, SPLITS
 from fastich.records.reader import RecordReader, read_dataset
 
 CERTIFICATE_KEY = "leakage_certificate"
@@ -67,9 +67,9 @@ def records_side(reader: RecordReader, splits: tuple[str, ...] | None = None) ->
         path=reader.folder,
         told_by="records",
         splits={
-            str(split or NO_SPLIT): of_rows(rows, blank)
-            for split, rows in reader.index.groupby("split", sort=False)
-            if splits is None or split in splits
+            split or NO_SPLIT: of_rows(reader.index[reader.index["split"] == split], blank)
+            for split in (SPLITS if splits is None else splits)
+            if (reader.index["split"] == split).any()
         },
         is_blank=lambda sop_uid: reader.is_blank(int(row_of[sop_uid])),
     )

@@ -6,8 +6,8 @@ and one weighted pass over sorted scores costs seconds. What is undefined (one c
 Shapes: N slices, P patients, R resamples, K distinct scores; the six labels in the order of ``labels.LABELS``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,16 @@ def prevalence(labels: ArrayLike) -> dict[str, float]:
     return dict(zip(LABELS, np.asarray(labels, dtype=np.float64).mean(axis=0).tolist(), strict=True))
 
 
-def slice_log_loss(labels: ArrayLike, probability: ArrayLike) -> Floats:
-    """The challenge's weighted log loss of each slice, float64 [N]: ``any`` counts twice, the sum is divided by 7."""
+def label_log_loss(labels: ArrayLike, probability: ArrayLike) -> Floats:
+    """Log loss of each label of each slice, float64 [N, 6], probabilities clipped as the challenge does."""
     truth, scores = checked(labels, probability)
     clipped = np.clip(scores, CHALLENGE_CLIP, 1 - CHALLENGE_CLIP)
-    loss = -np.where(truth, np.log(clipped), np.log1p(-clipped))
+    return np.asarray(-np.where(truth, np.log(clipped), np.log1p(-clipped)), dtype=np.float64)
+
+
+def slice_log_loss(labels: ArrayLike, probability: ArrayLike) -> Floats:
+    """The challenge's weighted log loss of each slice, float64 [N]: ``any`` counts twice, the sum is divided by 7."""
+    loss = label_log_loss(labels, probability)
     return np.asarray(np.average(loss, axis=1, weights=CHALLENGE_WEIGHTS), dtype=np.float64)
 
 
@@ -191,6 +196,17 @@ class Interval:
     num_undefined: int
 
 
+def why_undefined(truth: ArrayLike) -> str:
+    """The words for a figure of one label, ``truth`` [N] of 0 and 1, that has no value."""
+    return "undefined: no positives" if not np.asarray(truth).any() else "undefined: no negatives"
+
+
+def estimate(value: float | None, interval: Interval | None = None) -> dict[str, Any]:
+    """``{"value", "low", "high", "num_undefined"}``; ``None`` for what is not defined or has no interval."""
+    span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else asdict(interval)
+    return {"value": value, **span}
+
+
 def bootstrap_intervals(
     labels: ArrayLike,
     probability: ArrayLike,
@@ -203,27 +219,59 @@ def bootstrap_intervals(
 ) -> dict[str, dict[str, Interval | None]]:
     """Percentile intervals from resampling the patients ``patients`` [N] with replacement.
 
-    Returns ``{"auc", "average_precision", "sensitivity", "specificity": {label: Interval | None}, "log_loss": {"all":
-    Interval | None}}``; ``None`` where no resample is defined. Sensitivity and specificity are at ``thresholds``.
+    Returns ``{"auc", "average_precision", "sensitivity", "specificity", "log_loss": {label: Interval | None}}``, the
+    last also for ``all`` (the challenge's); ``None`` where no resample is defined. Sensitivity and specificity are at
+    ``thresholds``, and exact where all or none are found (``all_or_none``).
     Seconds for 5,000 slices and 1,000 resamples; equal seeds give equal intervals.
     """
+    of_slice, num_patients = patient_numbers(patients)
+    counts_RP = resample_counts(num_patients, num_resamples, seed)
+    values = resampled_metrics(labels, probability, of_slice, counts_RP, thresholds)
+    out = {
+        name: {label: percentile_interval(drawn, level) for label, drawn in by_label.items()}
+        for name, by_label in values.items()
+    }
+    truth = np.asarray(labels) == 1
+    for name, real_NK in (("sensitivity", truth), ("specificity", ~truth)):
+        for i, label in enumerate(LABELS):
+            out[name][label] = all_or_none(out[name][label], of_slice[real_NK[:, i]], level)
+    return out
+
+
+def patient_numbers(patients: ArrayLike) -> tuple[NDArray[np.intp], int]:
+    """The number of each slice's patient [N], counted from 0, and how many patients there are."""
+    names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    return of_slice, len(names)
+
+
+def resampled_metrics(
+    labels: ArrayLike,
+    probability: ArrayLike,
+    of_slice: NDArray[np.intp],
+    counts_RP: Floats,
+    thresholds: ArrayLike = DEFAULT_THRESHOLD,
+) -> dict[str, dict[str, Floats]]:
+    """Every metric in every resample: ``{metric: {label: float64 [R]}}``, NaN where undefined.
+
+    Two models that are given the same ``counts_RP`` are compared resample by resample (``fastich/statistics.py``).
+    """
     truth, scores = checked(labels, probability)
-    drawn = PatientCounts.draw(patients, num_resamples, seed)
-    of_slice, counts_RP = drawn.of_row, drawn.counts_RP
     said = decide(scores, thresholds)
-    loss = counts_ratio(slice_log_loss(truth, scores), np.ones(len(truth)), of_slice, counts_RP)
-    out: dict[str, dict[str, Interval | None]] = {"log_loss": {"all": percentile_interval(loss, level)}}
+    loss, one = label_log_loss(truth, scores), np.ones(len(truth))
+    weighted = counts_ratio(slice_log_loss(truth, scores), one, of_slice, counts_RP)
+    out: dict[str, dict[str, Floats]] = {"log_loss": {"all": weighted}}
     for i, label in enumerate(LABELS):
         real = truth[:, i]
         auc, precision = resampled_auc_and_ap(real, scores[:, i], of_slice, counts_RP)
         samples = {
+            "log_loss": counts_ratio(loss[:, i], one, of_slice, counts_RP),
             "auc": auc,
             "average_precision": precision,
             "sensitivity": counts_ratio(real & said[:, i], real, of_slice, counts_RP),
             "specificity": counts_ratio(~real & ~said[:, i], ~real, of_slice, counts_RP),
         }
         for name, values in samples.items():
-            out.setdefault(name, {})[label] = percentile_interval(values, level)
+            out.setdefault(name, {})[label] = values
     return out
 
 
@@ -244,8 +292,8 @@ def report_intervals(
     recall and F1, and of the macro average; precision is 0 where nothing is called, as in the report.
     """
     truth, scores = checked(labels, probability)
-    drawn = PatientCounts.draw(patients, num_resamples, seed)
-    of_slice, counts_RP = drawn.of_row, drawn.counts_RP
+    of_slice, num_patients = patient_numbers(patients)
+    counts_RP = resample_counts(num_patients, num_resamples, seed)
     said = decide(scores, thresholds)
     hits_RK, said_RK, real_RK = (
         counts_RP @ _sums_by_patient(values, of_slice, counts_RP.shape[1]) for values in (truth & said, said, truth)
@@ -275,22 +323,6 @@ def _rates(hits: Floats, said: Floats, real: Floats) -> dict[str, Floats]:
     }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PatientCounts:
-    """Resamples of the patients of a table: ``of_row`` [N] numbers each row's patient, ``counts_RP`` is how often each
-    is drawn.
-    """
-
-    of_row: NDArray[np.intp]
-    counts_RP: Floats
-
-    @classmethod
-    def draw(cls, patients: ArrayLike, num_resamples: int, seed: int) -> "PatientCounts":
-        """``num_resamples`` resamples of ``patients`` [N]; equal arguments give equal counts."""
-        names, of_row = np.unique(np.asarray(patients).astype(str), return_inverse=True)
-        return cls(of_row=of_row, counts_RP=resample_counts(len(names), num_resamples, seed))
-
-
 def resample_counts(num_patients: int, num_resamples: int, seed: int) -> Floats:
     """How often each patient is drawn, float64 [R, P]; every row sums to P."""
     rng = np.random.default_rng([seed, num_patients])
@@ -312,28 +344,53 @@ def resampled_auc_and_ap(
 ) -> tuple[Floats, Floats]:
     """ROC AUC and average precision of every resample, float64 [R] each; NaN where one class is absent.
 
-    The scores are sorted once; a resample only changes the weights, so both are sums over cumulated weights at the last
-    slice of each distinct score, which treats ties as scikit-learn does.
+    Ties are treated as scikit-learn treats them.
     """
-    order = np.argsort(-score, kind="stable")
-    last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
-    positive, patient = truth[order], of_slice[order]
-    rows = max(1, _CHUNK_ELEMENTS // len(order))
     auc, precision = np.full(len(counts_RP), np.nan), np.full(len(counts_RP), np.nan)
-    for start in range(0, len(counts_RP), rows):
-        weight = counts_RP[start : start + rows][:, patient]
-        called_RK = np.cumsum(weight, axis=1)[:, last_of_tie]
-        weight *= positive
-        tp_RK = np.cumsum(weight, axis=1)[:, last_of_tie]
+    for part, called_RK, tp_RK in resampled_curves(truth, score, of_slice, counts_RP):
         tp, fp = tp_RK[:, -1], called_RK[:, -1] - tp_RK[:, -1]
         defined = (tp > 0) & (fp > 0)
         gain_RK = np.diff(tp_RK, axis=1, prepend=0.0)
         area = ((called_RK - tp_RK) * gain_RK).sum(axis=1) - _half_ties(called_RK, tp_RK, gain_RK)
         hits = (gain_RK * tp_RK / np.maximum(called_RK, 1.0)).sum(axis=1)
-        stop = start + len(weight)
-        auc[start:stop] = np.where(defined, 1 - area / np.maximum(tp * fp, 1.0), np.nan)
-        precision[start:stop] = np.where(defined, hits / np.maximum(tp, 1.0), np.nan)
+        auc[part] = np.where(defined, 1 - area / np.maximum(tp * fp, 1.0), np.nan)
+        precision[part] = np.where(defined, hits / np.maximum(tp, 1.0), np.nan)
     return auc, precision
+
+
+def resampled_curves(
+    truth: NDArray[np.bool_], score: Floats, of_slice: NDArray[np.intp], counts_RP: Floats
+) -> Iterator[tuple[slice, Floats, Floats]]:
+    """Block by block of the resamples: which, and how many are called and how many of them rightly, [rows, K] each.
+
+    The scores are sorted once; a resample only changes the weights, so both are cumulated weights at the last slice of
+    each distinct score, from the highest score down: calling everything comes last.
+    """
+    order = np.argsort(-score, kind="stable")
+    last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    positive, patient = truth[order], of_slice[order]
+    rows = max(1, _CHUNK_ELEMENTS // len(order))
+    for start in range(0, len(counts_RP), rows):
+        weight = counts_RP[start : start + rows][:, patient]
+        called_RK = np.cumsum(weight, axis=1)[:, last_of_tie]
+        weight *= positive
+        tp_RK = np.cumsum(weight, axis=1)[:, last_of_tie]
+        yield slice(start, start + len(weight)), called_RK, tp_RK
+
+
+def all_or_none(span: Interval | None, patients_judged: NDArray[np.intp], level: float = LEVEL) -> Interval | None:
+    """``span`` of a rate, or where it is 1 to 1 (or 0 to 0) the exact binomial one over the patients judged.
+
+    Where nothing was missed no resample misses anything, and the bootstrap would claim certainty. ``patients_judged``
+    holds the patient of each slice in the rate's denominator; each is one trial, for their slices are not independent.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934) 404-413.
+    """
+    if span is None or span.low != span.high or span.low not in (0.0, 1.0):
+        return span
+    edge = float(((1 - level) / 2) ** (1 / len(np.unique(patients_judged))))
+    low, high = (edge, 1.0) if span.low else (0.0, 1 - edge)
+    return Interval(low=low, high=high, num_undefined=span.num_undefined)
 
 
 def _half_ties(called_RK: Floats, tp_RK: Floats, gain_RK: Floats) -> Floats:

@@ -72,14 +72,20 @@ def choose(labels: ArrayLike, probability: ArrayLike, rule: str = "max-f1", targ
     """
     check_rule(rule, target)
     truth, scores = checked(labels, probability)
-    fallback = fallback_labels(truth, rule)
-    pick = _pick(rule, target)
-    return np.array(
-        [
-            DEFAULT_THRESHOLD if label in fallback else _between(pick(truth[:, i], scores[:, i]), scores[:, i], label)
-            for i, label in enumerate(LABELS)
-        ]
-    )
+    chosen = [choose_one(truth[:, i], scores[:, i], rule, target, label=label) for i, label in enumerate(LABELS)]
+    return np.array(chosen)
+
+
+def choose_one(truth_N: Truth, score_N: Floats, rule: str, target: float | None, *, label: str) -> float:
+    """The threshold of one label, which only messages name; see ``choose``."""
+    if not _is_defined(truth_N, rule):
+        return DEFAULT_THRESHOLD
+    return _between(_pick(rule, target)(truth_N, score_N), score_N, label)
+
+
+def _is_defined(truth_N: Truth, rule: str) -> bool:
+    """Whether there is a positive, and a negative where the rule counts those."""
+    return bool(truth_N.any() and (rule in ("max-f1", "sensitivity") or not truth_N.all()))
 
 
 def fallback_labels(labels: ArrayLike, rule: str = "max-f1") -> tuple[str, ...]:
@@ -88,8 +94,7 @@ def fallback_labels(labels: ArrayLike, rule: str = "max-f1") -> tuple[str, ...]:
     They have no positive, or no negative where the rule counts those.
     """
     truth = np.asarray(labels) == 1
-    defined = truth.any(axis=0) if rule in ("max-f1", "sensitivity") else truth.any(axis=0) & ~truth.all(axis=0)
-    return tuple(label for label, is_defined in zip(LABELS, defined, strict=True) if not is_defined)
+    return tuple(label for label, column in zip(LABELS, truth.T, strict=True) if not _is_defined(column, rule))
 
 
 def _pick(rule: str, target: float | None) -> Callable[[Truth, Floats], float]:

@@ -38,6 +38,7 @@ from fastich.study_rule import (
     triage_of,
     triage_score,
 )
+from fastich.study_scores import top_k_mean
 from fastich.types import HuArray, Reject, Slice, SliceHeader
 from fastich.verb import option, required
 
@@ -225,8 +226,8 @@ def study_row(study: Study, judged: Judged, limits: Thresholds, triage: Triage |
         for one, probability, logit in zip(study.series, judged.slice_probability, judged.slice_logit, strict=True)
     ]
     rows = [row for one in series for row in one["slices"]]
-    probability_N6 = np.concatenate(judged.slice_probability)
-    top = np.sort(probability_N6, axis=0)[::-1][:top_k].mean(axis=0)
+    probability_N6 = np.concatenate(judged.slice_probability).astype(float)
+    top = top_k_mean(probability_N6, top_k)
     key = rows[int(probability_N6[:, ANY].argmax())]
     threshold = limits.values[ANY]
     return {

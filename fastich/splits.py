@@ -24,8 +24,8 @@ Names = Sequence[str] | NDArray[Any]
 SPLITS = ("train", "val", "test")
 FLOOR_ORDER = (0, 2, 1)
 """With one patient for a label it trains, with two the second tests, with three the third validates."""
-SPLIT_STREAM, SAMPLE_STREAM = 1, 2
-"""Second word of the seed, so that sample and split draw independent numbers."""
+SPLIT_STREAM, SAMPLE_STREAM, FOLD_STREAM = 1, 2, 3
+"""Second word of the seed, so that sample, split and folds draw independent numbers."""
 
 
 def patient_groups(patient_ids: Names, pixel_keys: Names) -> NDArray[np.int64]:
@@ -85,6 +85,32 @@ def assign_splits(
     return np.asarray(SPLITS, dtype=object)[dealt[groups]]
 
 
+def assign_folds(
+    patient_ids: Names, pixel_keys: Names, labels: NDArray[np.int8], *, num_folds: int, seed: int
+) -> NDArray[np.int64]:
+    """The fold of each slice, int64 [N] of 0 to ``num_folds`` - 1: as even as whole groups allow, in every label.
+
+    Args:
+        patient_ids: the patient of each slice [N].
+        pixel_keys: a hash of each slice's pixels [N]; "" where the image is blank.
+        labels: int8 [N, L], 1 where the slice has the label.
+        num_folds: at least 2.
+        seed: equal seeds give equal folds.
+
+    Raises:
+        ValueError: there are fewer groups of patients than folds; says how many there are.
+    """
+    groups = patient_groups(patient_ids, pixel_keys)
+    num_groups = len(np.unique(groups))
+    if not 2 <= num_folds <= num_groups:
+        raise ValueError(
+            f"a fold too small: expected 2 to {num_groups} folds, for there are {num_groups} patients (those who share "
+            f"pixels count once), found {num_folds}; use fewer folds or pack more patients"
+        )
+    rng = np.random.default_rng([seed, FOLD_STREAM])
+    return stratify(_group_weights(groups, labels), np.full(num_folds, 1 / num_folds), None, rng)[groups]
+
+
 def sample_patients(patient_ids: Names, labels: NDArray[np.int8], *, fraction: float, seed: int) -> NDArray[np.bool_]:
     """True [N] for the slices of the patients drawn: whole patients, stratified by label, about ``fraction`` of slices.
 
@@ -109,25 +135,27 @@ def _group_weights(groups: NDArray[np.int64], labels: NDArray[np.int8]) -> NDArr
 def stratify(
     weights_GL: NDArray[np.int64],
     shares_S: NDArray[np.float64],
-    floor_order: tuple[int, ...],
+    floor_order: tuple[int, ...] | None,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
     """Deal groups out to splits so that each column of ``weights_GL`` is divided as ``shares_S`` says; split [G].
 
     Column by column, the one that the fewest groups have first. A split that has none of the column yet comes first
     (in ``floor_order``), then the one that lacks most of it, then the one that lacks most slices (the last column).
+    Without a ``floor_order`` all splits are alike: of those that have none yet, the one that lacks most comes first.
     """
     num_groups, num_columns = weights_GL.shape
     lack_SL = shares_S[:, None] * weights_GL.sum(axis=0, dtype=np.float64)[None, :]
     has_SL = np.zeros((len(shares_S), num_columns), dtype=bool)
     dealt = np.full(num_groups, -1, dtype=np.int64)
     order = rng.permutation(num_groups)
-    open_splits = [split for split in floor_order if shares_S[split] > 0]
+    open_splits = [split for split in floor_order or range(len(shares_S)) if shares_S[split] > 0]
     carriers = (weights_GL > 0).sum(axis=0)
     for column in sorted(range(num_columns), key=lambda c: (c == num_columns - 1, carriers[c])):
         for group in order[(weights_GL[order, column] > 0) & (dealt[order] < 0)]:
             without = [split for split in open_splits if not has_SL[split, column]]
-            split = without[0] if without else max(open_splits, key=lambda s: (lack_SL[s, column], lack_SL[s, -1]))
+            among = (without[:1] if floor_order else without) or open_splits
+            split = max(among, key=lambda s: (lack_SL[s, column], lack_SL[s, -1]))
             dealt[group] = split
             lack_SL[split] -= weights_GL[group]
             has_SL[split] |= weights_GL[group] > 0

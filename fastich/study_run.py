@@ -13,7 +13,8 @@ from fastich.checkpoint import BEST, LAST, LoadedRun, load, load_run, restore_mo
 from fastich.errors import CheckpointError, FastichError
 from fastich.models.sequence import SequenceModel
 from fastich.records.reader import RecordReader
-from fastich.training.embedder import Feed, stores_of
+from fastich.training.embedder import stores_of
+from fastich.training.feed import Feed
 from fastich.training.study_config import build_sequence
 from fastich.training.study_data import StudySet, rows_of, series_of
 from fastich.training.study_folder import KIND
@@ -100,7 +101,7 @@ def predict_studies(
         FastichError: the split is empty.
         RecordError: the side store is damaged.
     """
-    rows = rows_of(reader, split)
+    rows = rows_of(reader, run.cnn.config, split)
     if not len(rows):
         raise FastichError(f"{reader.folder}: no labelled slices in split {split!r}; pack more patients")
     stores = stores_of(run.cnn, reader.folder, reader, rows, 0, feed)

@@ -1,12 +1,13 @@
-"""What is evaluated, whatever kind of run it is: a CNN, or a CNN with a sequence model over its slices.
+"""What is evaluated, whatever kind of run it is: CNNs, or CNNs with a sequence model over their slices; one, or folds.
 
-Both give the same two tables of a split, with logits: one of slices, one of studies. A CNN decides about a study by its
-largest slice, a sequence model by its study head.
+All give the same two tables of a split, with logits: one of slices, one of studies. A CNN decides about a study by its
+largest slice, a sequence model by its study head. The models of a k-fold run are one ensemble where none of them has
+seen the slices (mean logits), and validation is out of fold (``training/prediction.py``).
 Shapes: S studies, K labels.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastich import checkpoint
-from fastich.checkpoint import LoadedRun, load_run
-from fastich.errors import CheckpointError
-from fastich.labels import LABELS
+from fastich.checkpoint import LoadedRun
+from fastich.errors import CheckpointError, UsageError
+from fastich.folds import FOLDED
 from fastich.records.reader import RecordReader
-from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
 from fastich.report.trust import Tables
-from fastich.study_run import load_study_run, predict_studies
-from fastich.training.embedder import Feed
-from fastich.training.prediction import predict_split, prediction_table
-from fastich.training.predictions import probability_of
+from fastich.study_metrics import study_table
+from fastich.study_run import LoadedStudyRun, load_study_run, predict_studies
+from fastich.training.config import ALL_FOLDS
+from fastich.training.feed import Feed
+from fastich.training.prediction import load_members, mean_table, predict_members, prediction_table, with_logits
+from fastich.training.run_folder import fold_name
 from fastich.training.study_folder import KIND
+from fastich.training.views import NONE, parse_views
 
 LARGEST, HEAD = "largest slice", "study head"
+REVERSE = "reverse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,87 +46,112 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A loaded run of either kind.
+    """A loaded run of any kind.
 
     Attributes:
-        cnn: the network that sees slices: its input and its records are those of the run.
+        cnn: the network that sees slices (of folds the first): its input and its records are those of the run.
         config: resolved config of the run itself.
-        epoch: of the run's checkpoint.
+        epoch: of the run's checkpoint; of folds one for each.
         predict: the tables of a split.
     """
 
     cnn: LoadedRun
     config: dict[str, Any]
-    epoch: int
+    epoch: int | list[int]
     predict: Callable[[str], Found]
 
 
-def open_subject(run: Path, which: str, reader: RecordReader, feed: Feed, *, reverse: bool = False) -> Subject:
+def open_subject(run: Path, which: str, reader: RecordReader, feed: Feed, *, tta: str = NONE) -> Subject:
     """Load ``run`` for judging slices and studies of ``reader``'s records.
 
     Args:
-        run: folder that training or study training wrote.
+        run: folder that training or study training wrote, of one model or of folds.
         which: ``best`` or ``last``.
         reader: the records.
-        feed: how slices get through the network, and where.
-        reverse: let a sequence model also see studies turned around, and average.
+        feed: how slices get through the networks, and where.
+        tta: test-time augmentation, as ``views.parse_views`` reads it; of a sequence model ``none`` or ``reverse``.
 
     Raises:
-        CheckpointError: the folder or checkpoint is missing, damaged or of another version.
+        CheckpointError: a folder or checkpoint is missing, damaged or of another version.
+        UsageError: the augmentation does not fit the kind of run.
     """
     if not run.is_dir():
         raise CheckpointError(f"{run}: no such run folder; expected the --out folder of python -m fastich.train")
-    path = run / {"best": checkpoint.BEST, "last": checkpoint.LAST}[which]
-    if checkpoint.read_meta(path).get("kind") == KIND:
-        return _of_study(run, which, reader, feed, reverse)
-    return _of_cnn(run, which, reader, feed)
+    folders = study_folders(run, which)
+    return _of_studies(folders, which, reader, feed, tta) if folders else _of_cnns(run, which, reader, feed, tta)
 
 
-def _of_cnn(run: Path, which: str, reader: RecordReader, feed: Feed) -> Subject:
-    loaded = load_run(run, which)
-    loaded.model.to(feed.precision.device)
+def study_folders(run: Path, which: str) -> list[Path]:
+    """The folders of the sequence models in ``run``, one or one a fold; none where it holds CNNs."""
+    first = run if (run / checkpoint.FOLDER).is_dir() else run / fold_name(0)
+    path = first / {"best": checkpoint.BEST, "last": checkpoint.LAST}[which]
+    if not path.is_file() or checkpoint.read_meta(path).get("kind") != KIND:
+        return []
+    count = 1 if first == run else len(list(run.glob("fold-*/")))
+    return [run] if first == run else [run / fold_name(number) for number in range(count)]
+
+
+def _of_cnns(run: Path, which: str, reader: RecordReader, feed: Feed, tta: str) -> Subject:
+    members = load_members(run, which)
+    views = parse_views(tta, adjacent=members[0].adjacent)
+    for member in members:
+        member.model.to(feed.precision.device)
 
     def predict(split: str) -> Found:
-        found = predict_split(loaded, reader.folder, split, feed)
+        found = predict_members(members, reader.folder, split, feed, views)
         slices = found.predictions
-        tables = Tables(slices=slices, studies=largest_slices(slices), decision=LARGEST)
+        tables = Tables(slices=slices, studies=study_table(slices), decision=LARGEST)
         return Found(tables=tables, loader=found.loader, slices_per_s=found.slices_per_s)
 
-    return Subject(cnn=loaded, config=loaded.config, epoch=loaded.epoch, predict=predict)
+    first, is_one = members[0], len(members) == 1
+    return Subject(
+        cnn=first,
+        config=first.config if is_one else {**first.config, "fold": ALL_FOLDS},
+        epoch=first.epoch if is_one else [member.epoch for member in members],
+        predict=predict,
+    )
 
 
-def _of_study(run: Path, which: str, reader: RecordReader, feed: Feed, reverse: bool) -> Subject:
-    loaded = load_study_run(run, which)
-    loaded.cnn.model.to(feed.precision.device)
+def _of_studies(folders: Sequence[Path], which: str, reader: RecordReader, feed: Feed, tta: str) -> Subject:
+    if tta not in (NONE, REVERSE):
+        raise UsageError(f"--tta: expected {NONE} or {REVERSE} for a sequence model, found {tta!r}")
+    members = [load_study_run(folder, which) for folder in folders]
+    for member in members:
+        member.cnn.model.to(feed.precision.device)
 
     def predict(split: str) -> Found:
+        if len(members) > 1 and split == "train":
+            raise UsageError("split train: a k-fold run has none of its own; judge val, or one fold's run folder")
         start = time.perf_counter()
-        found = predict_studies(loaded, reader, split, feed, reverse=reverse)
+        pairs = [_tables(member, reader, split, feed, reverse=tta == REVERSE) for member in members]
         seconds = time.perf_counter() - start
-        slices = prediction_table(reader.index, found.rows, found.slice_logit)
-        studies = study_table(slices, found.study_uid, found.study_logit)
-        tables = Tables(slices=slices, studies=studies, decision=HEAD)
+        folded = split in FOLDED and reader.dataset_sha256 == members[0].dataset_sha256
+        slices, studies = (_joined(list(tables), out_of_fold=folded) for tables in zip(*pairs, strict=True))
+        tables = Tables(slices=slices.sort_values("row", ignore_index=True), studies=studies, decision=HEAD)
         return Found(tables=tables, loader=feed.loader, slices_per_s=round(len(slices) / seconds, 2))
 
-    return Subject(cnn=loaded.cnn, config=loaded.config, epoch=loaded.epoch, predict=predict)
+    first = members[0]
+    epochs = [member.epoch for member in members]
+    return Subject(cnn=first.cnn, config=first.config, epoch=epochs[0] if len(epochs) == 1 else epochs, predict=predict)
 
 
-def largest_slices(slices: pd.DataFrame) -> pd.DataFrame:
-    """The table of studies whose logits are the largest of their slices', label by label."""
-    logit = slices.groupby("study_uid", sort=False)[LOGIT_COLUMNS].max()
-    return study_table(slices, list(logit.index), logit.to_numpy(np.float64))
+def _tables(
+    member: LoadedStudyRun, reader: RecordReader, split: str, feed: Feed, *, reverse: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What one sequence model says of a split: the slices, and their studies with the head's logits."""
+    found = predict_studies(member, reader, split, feed, reverse=reverse)
+    slices = prediction_table(reader.index, found.rows, found.slice_logit)
+    return slices, headed(slices, found.study_uid, found.study_logit)
 
 
-def study_table(slices: pd.DataFrame, study_uid: list[str], logit_SK: NDArray[np.float64]) -> pd.DataFrame:
-    """Columns of studies.parquet, in the order of ``study_uid``; probabilities are not calibrated yet.
+def headed(slices: pd.DataFrame, study_uid: list[str], logit_SK: NDArray[np.float64]) -> pd.DataFrame:
+    """The study table of ``slices`` with a study head's logits in place of the largest slice's."""
+    table = study_table(slices).set_index("study_uid").loc[study_uid].reset_index()
+    return with_logits(table, logit_SK)
 
-    A study has a label where one of its slices has it.
-    """
-    groups = slices.groupby("study_uid", sort=False)
-    made = groups[list(LABELS)].max().loc[study_uid]
-    made.insert(0, "patient_id", groups["patient_id"].first().loc[study_uid])
-    made.insert(1, "num_slices", groups.size().loc[study_uid])
-    return made.reset_index().assign(
-        **dict(zip(PROBABILITY_COLUMNS, probability_of(logit_SK).T, strict=True)),
-        **dict(zip(LOGIT_COLUMNS, logit_SK.T, strict=True)),
-    )
+
+def _joined(tables: list[pd.DataFrame], *, out_of_fold: bool) -> pd.DataFrame:
+    """One table of the members': other rows of each where they are folds, else the same rows with mean logits."""
+    if len(tables) == 1:
+        return tables[0]
+    return pd.concat(tables, ignore_index=True) if out_of_fold else mean_table(tables)

@@ -11,6 +11,7 @@ A run folder holds config.json, metrics.jsonl, curves/, checkpoints/ and, writte
 """
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from fastich import verb
-from fastich.errors import FastichError
+from fastich.errors import FastichError, UsageError
 from fastich.files import write_json
-from fastich.labels import LABELS, UNKNOWN
+from fastich.folds import FOLD_KEYS, FOLDED, run_rows
+from fastich.labels import UNKNOWN
 from fastich.leakage import certify, require_clean
 from fastich.loaders import Loader, open_loader
 from fastich.models.classifier import build_model
 from fastich.records.reader import RecordReader
 from fastich.training import curves, history
-from fastich.training.config import TrainConfig
+from fastich.training.config import ALL_FOLDS, TrainConfig
 from fastich.training.distributed import ALONE, World, find_world, take_gpu, timeout_s
 from fastich.training.environment import device_name, torch_threads
 from fastich.training.epoch import Job, run_epoch
@@ -38,7 +40,7 @@ from fastich.training.precision import Precision, choose_device, choose_precisio
 from fastich.training.predictions import Predictions
 from fastich.training.profiling import FEWEST_STEPS, Profile, Span, no_span
 from fastich.training.replicas import FEWEST_SLICES
-from fastich.training.run_folder import RUN_JSON, RunFolder, check_out
+from fastich.training.run_folder import RUN_JSON, RunFolder, check_out, finished_fold, fold_name, start_folds
 from fastich.training.summary import summarise
 from fastich.training.tensorboard import Board
 
@@ -60,6 +62,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     world = find_world()
     if not world.is_writer:
         verb.hush(f"rank {world.rank}")
+    if config.fold == ALL_FOLDS:
+        return train_folds(config, world)
     check_out(config)
     take_gpu(world)
     device = choose_device(config.device)
@@ -73,7 +77,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         stack.enter_context(world.joined(device, timeout_s(config.compile)))
         is_profiled = config.profile and world.is_writer
         profile = stack.enter_context(contextlib.closing(Profile(config.out, device, enabled=is_profiled)))
-        labels = _labels(train_loader)
+        labels = _labels(train_loader, config)
         learner = start_learner(config, precision, replicas, profile.span, labels=labels, world=world)
         stack.enter_context(contextlib.closing(learner))
         folder = _folder(config, train_loader.reader)
@@ -97,6 +101,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return _finish(job, position) if world.is_writer else {}
 
 
+def train_folds(config: TrainConfig, world: World) -> dict[str, Any]:
+    """Train every fold in turn, each into a run folder of its own; one that is finished is left as it is.
+
+    Returns what OUT/run.json holds: the config, and of each fold what its own run.json says of its best epoch.
+
+    Raises:
+        UsageError: there are several processes, of which each fold wants to be a job of its own.
+    """
+    if world.size > 1:
+        raise UsageError("--fold all trains in one process; under torchrun give one fold a job: --fold 0, --fold 1 ...")
+    check_out(config)
+    made = start_folds(config)
+    folds = []
+    for number in range(config.folds):
+        one = dataclasses.replace(config, out=config.out / fold_name(number), fold=number)
+        verb.say(f"fold {number} of {config.folds}: {one.out}")
+        folds.append(finished_fold(one) or train(one))
+    summary = made | {"folds": [{name: fold[name] for name in ("best_epoch", "best", "seconds")} for fold in folds]}
+    write_json(config.out / RUN_JSON, summary)
+    return summary
+
+
 def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: torch.device, world: World) -> Loader:
     """Open the loader of one split and refuse one that cannot be learned from or judged on."""
     loader = stack.enter_context(contextlib.closing(open_loader(config.loader_config(split, device.type, world))))
@@ -107,7 +133,7 @@ def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: 
             f"{config.records}: {loader.num_slices} slices in split {split!r} do not fill one batch; "
             f"lower --batch-size {config.batch_size}"
         )
-    labels = _labels(loader)
+    labels = _labels(loader, config)
     if (labels == UNKNOWN).any():
         raise FastichError(
             f"{config.records}: {int((labels == UNKNOWN).any(axis=1).sum())} slices in split {split!r} have no label; "
@@ -118,17 +144,23 @@ def _open(stack: contextlib.ExitStack, config: TrainConfig, split: str, device: 
 
 def _folder(config: TrainConfig, reader: RecordReader) -> RunFolder:
     """The run folder, once the splits of the records are known to share nobody (or that is allowed)."""
+    resolved = config.resolved()
+    split = reader.index["split"].to_numpy(object).copy()
+    for name in FOLDED if config.folds else ():
+        split[run_rows(reader, resolved, name)] = name
+    folds = {name: resolved[name] for name in FOLD_KEYS} if config.folds else None
+    found = certify(reader, split, folds)
     return RunFolder(
         path=config.out,
         config=config,
         dataset_sha256=reader.dataset_sha256,
-        leakage_certificate=require_clean(certify(reader), config.records, allow=config.allow_leakage),
+        leakage_certificate=require_clean(found, config.records, allow=config.allow_leakage),
     )
 
 
-def _labels(loader: Loader) -> NDArray[np.int8]:
-    """Labels [M, 6] of the slices of a loader's split."""
-    return loader.reader.labels()[loader.reader.rows(loader.config.split)]
+def _labels(loader: Loader, config: TrainConfig) -> NDArray[np.int8]:
+    """Labels [M, 6] of the slices of a loader's split, of the run's fold where it has one."""
+    return loader.reader.labels()[run_rows(loader.reader, config.resolved(), loader.config.split)]
 
 
 def num_replicas(config: TrainConfig, device: torch.device, world: World = ALONE) -> int:
@@ -148,12 +180,12 @@ def start_learner(
     replicas: int = 1,
     span: Span = no_span,
     *,
-    labels: NDArray[np.int8] = np.zeros((1, len(LABELS)), np.int8),  # noqa: B008
+    labels: NDArray[np.int8] | None = None,
     world: World = ALONE,
 ) -> Learner:
     """The network with its first weights, on the device; all random numbers follow from the seed.
 
-    ``labels`` are those of the training split, from which ``--class-weights inverse`` are counted.
+    ``labels`` are the training split's, which ``--class-weights inverse`` counts.
     """
     torch.manual_seed(config.seed)
     if precision.device.type == "cuda":

@@ -22,8 +22,9 @@ from fastich.files import write_json
 from fastich.records.reader import RecordReader
 from fastich.training import history
 from fastich.training.early_stopping import EarlyStopping
-from fastich.training.embedder import Feed, stores_of
+from fastich.training.embedder import stores_of
 from fastich.training.environment import device_name, host, torch_threads, versions
+from fastich.training.feed import Feed
 from fastich.training.position import Position
 from fastich.training.precision import choose_device, choose_precision
 from fastich.training.run_folder import RUN_JSON
@@ -94,7 +95,7 @@ def require_same_records(records: Path, reader: RecordReader, run: LoadedRun) ->
 
 def study_sets(config: StudyConfig, run: LoadedRun, reader: RecordReader, feed: Feed) -> tuple[StudySet, StudySet]:
     """The training studies, with the augmented passes, and the validation studies."""
-    train_rows, val_rows = rows_of(reader, "train"), rows_of(reader, "val")
+    train_rows, val_rows = rows_of(reader, run.config, "train"), rows_of(reader, run.config, "val")
     for split, rows in (("train", train_rows), ("val", val_rows)):
         if not len(rows):
             raise FastichError(f"{config.records}: no labelled slices in split {split!r}; pack more patients")
@@ -134,7 +135,7 @@ def start(
         optimizer=make_optimizer(model, config),
         training=training,
         validation=validation,
-        val_rows=rows_of(reader, "val"),
+        val_rows=rows_of(reader, run.config, "val"),
     )
 
 

@@ -22,12 +22,20 @@ _beside: list[str] = []
 """Holds this process's name where another one speaks for it (``hush``)."""
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, bare: str | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    bare: str | None = None,
+    read: Callable[[str], Any] | None = None,
+) -> Any:
     """A config field that becomes a flag: ``size: int = option(256, "side of the input, pixels")``.
 
-    With ``bare`` the flag may stand without a value and then means that one; ``--no-...`` means the default.
+    With ``bare`` the flag may stand without a value and then means that one; ``--no-...`` means the default. ``read``
+    makes the value of the flag's text where the field's type alone does not (it raises ``ValueError``).
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bare": bare})
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bare": bare, "read": read})
 
 
 def required(help: str) -> Any:
@@ -62,7 +70,7 @@ def add_config_flags(to: argparse.ArgumentParser, config: type[Any]) -> None:
         else:
             to.add_argument(
                 flag,
-                type=kind,
+                type=field.metadata.get("read") or kind,
                 required=must,
                 default=None if must else field.default,
                 choices=field.metadata["choices"],

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -6,6 +8,7 @@ import torch
 from onnx import numpy_helper
 from small_dense import SIZE, SmallDense
 
+from fastich.artifact import ONNX_FILE
 from fastich.calibration import BIAS, METHODS, NONE, SCALE, Calibration, constants, fit
 from fastich.models.calibrator import Calibrator
 from fastich.models.folding import fold_batch_norm
@@ -14,6 +17,7 @@ from fastich.models.serving import Front, ServingModel, example
 from fastich.models.torchscript import load_torchscript, torchscript_bytes
 from fastich.parity import synthetic_heads
 from fastich.quantize import calibrate, float16_graph, int8_graph
+from fastich.serve import openvino_backend
 from fastich.windowing import DEFAULT_WINDOWS
 
 TOLERANCE = 1e-6
@@ -120,3 +124,21 @@ def test_torchscript_calibrates_as_well() -> None:
     with torch.inference_mode():
         probability, logit, _, _ = module(hu)
     np.testing.assert_allclose(probability.numpy(), calibration.probability(logit.numpy()), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.skipif(bool(openvino_backend.WHY_NO_OPENVINO), reason="OpenVINO is not installed")
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_openvino_calibrates_as_well(made: tuple[Calibration, bytes], precision: str) -> None:
+    calibration, content = made
+    hu = np.ascontiguousarray(np.stack(synthetic_heads(12)[:8])[:, ::4, ::4])
+    variant = int8_graph(content, calibrate(content, [hu])) if precision == "int8" else content
+    probability, logit = openvino_backend.Engine(variant, precision, 1, Path(ONNX_FILE)).run(hu)[:2]
+    np.testing.assert_allclose(probability, calibration.probability(logit), atol=1e-4, rtol=0)
+
+
+def test_rounding_stays_small_with_many_knots() -> None:
+    calibration = fit(*overconfident(60_000), "isotonic")
+    assert max(len(one.knots) for one in calibration.of_label) > 150
+    logit = probes(calibration)
+    found = Calibrator(calibration)(torch.from_numpy(logit)).numpy()
+    np.testing.assert_allclose(found, calibration.probability(logit), atol=TOLERANCE, rtol=0)

@@ -81,6 +81,15 @@ def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_meta_is_read_without_the_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    checkpoint.save(path, META, {"model.a": torch.zeros(3)})
+    assert META.items() <= checkpoint.read_meta(path).items()
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: missing or not a safetensors file"):
+        checkpoint.read_meta(path)
+
+
 def test_missing_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last.safetensors: no such checkpoint"):
         checkpoint.load(tmp_path / "last.safetensors")

@@ -29,7 +29,7 @@ EMBEDDING_SIZES = {
     "convnext_tiny": 768,
 }
 
-HEADS = np.stack([head[::8, ::8] for head in synthetic_heads(4)])
+HEADS = np.stack([head[::8, ::8] for head in synthetic_heads(8)[:4]])
 
 
 @pytest.fixture(scope="module")

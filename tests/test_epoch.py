@@ -15,6 +15,7 @@ from fastich.training.config import TrainConfig
 from fastich.training.epoch import Job, learn
 from fastich.training.learner import make_learner
 from fastich.training.loss_watch import EVERY
+from fastich.training.losses import make_loss
 from fastich.training.position import Position
 from fastich.training.precision import Precision
 from fastich.training.predictions import Predictions
@@ -75,7 +76,14 @@ def job(out: Path, num_batches: int, dtype: torch.dtype = torch.float32, **chang
     return Job(
         config=config,
         folder=folder,
-        learner=make_learner(TinyNet(), Precision(dtype=dtype, device=CPU), lr=1e-3),  # type: ignore[arg-type]
+        learner=make_learner(
+            TinyNet(),  # type: ignore[arg-type]
+            Precision(dtype=dtype, device=CPU),
+            lr=1e-3,
+            loss=make_loss(config.loss, config.focal_gamma, config.class_weights, None, balanced=False),
+            clip_norm=config.clip_norm,
+            ema=config.ema,
+        ),
         train_loader=loader,
         val_loader=loader,
         board=None,
@@ -107,6 +115,22 @@ def test_a_step_waits_for_nothing_and_losses_are_looked_at_once_in_twenty(
 ) -> None:
     assert EVERY == 20
     assert count_waits(job(tmp_path, looks * EVERY, dtype), monkeypatch) == {"tolist": looks}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_no_option_makes_a_step_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    options = {"loss": "focal", "class_weights": "challenge", "ema": 0.99, "clip_norm": 0.1, "accumulate": 3}
+    made = job(tmp_path, EVERY, dtype, schedule="cosine", **options)
+    assert count_waits(made, monkeypatch) == {"tolist": 1}
+    assert made.learner.average.num_updates == 7
+
+
+def test_the_rate_is_that_of_the_optimisers_step(tmp_path: Path) -> None:
+    """7 batches in groups of 3 are 3 steps an epoch; 2 epochs, the first of which warms up."""
+    made = job(tmp_path, 7, epochs=2, accumulate=3, schedule="cosine", warmup_epochs=1.0, lr=3.0)
+    rates = [made.lr(step) for step in range(14)]
+    assert rates[:7] == pytest.approx([1.0] * 3 + [2.0] * 3 + [3.0])
+    assert rates[7:] == pytest.approx([3.0] * 3 + [2.25] * 3 + [0.75])
 
 
 def test_the_counter_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

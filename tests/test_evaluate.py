@@ -1,5 +1,7 @@
+import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastich import checkpoint, evaluate, metrics, operating_points, ops
-from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
+from fastich import checkpoint, evaluate, leakage, metrics, operating_points, ops, subject
+from fastich.errors import CheckpointError, RecordError, UsageError
 from fastich.evaluate import EvaluateConfig
 from fastich.labels import ANY, LABELS
 from fastich.models.classifier import build_model
@@ -19,7 +21,9 @@ from fastich.records.index import index_frame, shard_name
 from fastich.records.reader import RecordReader
 from fastich.records.writer import ShardWriter, finish_dataset
 from fastich.report import figures, pictures
-from fastich.report.results import PROBABILITY_COLUMNS
+from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
+from fastich.training.config import ALL_FOLDS
+from fastich.training.prediction import Pass
 from fastich.windowing import DEFAULT_WINDOWS
 
 SIZE = 32
@@ -35,10 +39,10 @@ class Brightness(nn.Module):
         return torch.stack([logit] * 5 + [logit - 1], dim=1)
 
 
-def write_records(path: Path, *, unlabelled_row: int = -1, salt: str = "") -> None:
-    """Eight studies of six slices, 40 x 40 pixels, uniform brain in noise."""
+def write_records(path: Path, *, unlabelled_row: int = -1, salt: str = "", same_patients: bool = False) -> None:
+    """Eight studies of six slices, 40 x 40 pixels, uniform brain in noise; ``salt`` makes other studies of others."""
     path.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(len(salt))
     rows: list[dict[str, Any]] = []
     with ShardWriter(path / shard_name(0, 1)) as writer:
         for study, split in enumerate(SPLITS):
@@ -48,12 +52,13 @@ def write_records(path: Path, *, unlabelled_row: int = -1, salt: str = "") -> No
                 hu = rng.normal(58 if bleeds else 45, 4) + rng.normal(0, 3, (40, 40))
                 stored = (hu + 1024).astype(np.uint16)
                 place = writer.append(codec.encode(stored), 40, 40, labels, f"ID_{len(rows):09x}")
-                uids = {"sop_uid": f"ID_{len(rows):09x}", "study_uid": f"s{study}{salt}", "series_uid": f"s{study}.1"}
+                uids = {"sop_uid": f"ID_{len(rows):09x}", "study_uid": f"s{study}{salt}"}
+                uids["series_uid"] = uids["study_uid"] + ".1"
                 spacing = dict.fromkeys(("row_spacing_mm", "col_spacing_mm", "slice_spacing_mm"), 5.0)
                 rows.append(
                     uids
                     | {
-                        "patient_id": f"p{study}",
+                        "patient_id": f"p{study}" + ("" if same_patients else salt),
                         "z_mm": 5.0 * z,
                         "tilt_deg": 0.0,
                         "height": 40,
@@ -70,7 +75,7 @@ def write_records(path: Path, *, unlabelled_row: int = -1, salt: str = "") -> No
     finish_dataset(path, index_frame(rows), meta)
 
 
-def write_run(path: Path, dataset_sha256: str) -> None:
+def write_run(path: Path, dataset_sha256: str, certificate: dict[str, Any] | None = None) -> None:
     """A run folder with a random network in it."""
     torch.manual_seed(0)
     windows = [{"center_hu": win.center_hu, "width_hu": win.width_hu} for win in DEFAULT_WINDOWS]
@@ -79,6 +84,7 @@ def write_run(path: Path, dataset_sha256: str) -> None:
         "config": {"size": SIZE, "lr": 5e-4},
         "input": {"size": SIZE, "windows": windows, "adjacent": False},
         "dataset_sha256": dataset_sha256,
+        "leakage_certificate": certificate,
     }
     checkpoint.save(path / checkpoint.BEST, meta, checkpoint.model_tensors(build_model(weights="none")))
 
@@ -89,7 +95,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("evaluate")
     write_records(made / "records")
     with RecordReader(made / "records") as reader:
-        write_run(made / "run", reader.dataset_sha256)
+        write_run(made / "run", reader.dataset_sha256, leakage.certify(reader))
     return made
 
 
@@ -98,7 +104,7 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one evaluation with the network that knows the secret."""
     out = tmp_path_factory.mktemp("out") / "evaluation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_run", lambda *_: loaded(base))
+        patch.setattr(subject, "load_members", lambda *_: (loaded(base),))
         patch.setattr(pictures, "draw", no_pictures)
         evaluate.evaluate(config(base, out))
     return out
@@ -125,7 +131,7 @@ def test_every_slice_of_the_split_is_predicted_once_in_row_order(base: Path, eva
         assert table["row"].tolist() == reader.rows("test").tolist()
         same = reader.index.loc[table["row"]].reset_index(drop=True)
     names = ["sop_uid", "study_uid", "patient_id", *LABELS]
-    assert list(table.columns) == ["row", *names, *PROBABILITY_COLUMNS]
+    assert list(table.columns) == ["row", *names, *PROBABILITY_COLUMNS, *LOGIT_COLUMNS]
     pd.testing.assert_frame_equal(table[names], same[names], check_dtype=False)
 
 
@@ -147,6 +153,7 @@ def test_metrics_json_holds_the_numbers_of_the_predictions(evaluated: Path) -> N
     assert (measured["num_slices"], measured["num_studies"], measured["num_patients"]) == (24, 4, 4)
     assert measured["prevalence"]["any"] == pytest.approx(4 / 24)
     assert measured["dataset"]["same_as_training"] is True
+    assert measured["dataset"]["leakage"]["clean"] is True
     assert measured["machine"]["loader"] == "torch-cpu"
     assert measured["machine"]["ops"] == ops.backend()
     assert measured["slices_per_s"] > 0
@@ -205,42 +212,105 @@ def test_records_of_another_data_set_are_refused_unless_meant(
         evaluate.evaluate(EvaluateConfig(**flags))
     measured = evaluate.evaluate(EvaluateConfig(**{**flags, "other_dataset": True}))
     assert measured["dataset"]["same_as_training"] is False
+    assert measured["dataset"]["leakage"]["clean"] is True
+    assert measured["dataset"]["leakage"]["told_by"] == "certificate"
     assert "Another data set than the one trained on" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_patients_that_the_run_has_seen_are_refused_unless_meant(base: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "records", salt="x", same_patients=True)
+    index = RecordReader(tmp_path / "records").index
+    index.loc[index["patient_id"] == "p4", "patient_id"] = "p1"  # of the run's validation split
+    flags = {**vars(config(base, tmp_path / "out")), "records": tmp_path / "records", "other_dataset": True}
+    run = loaded(base)
+    with RecordReader(tmp_path / "records") as reader:
+        reader.index = index
+        with pytest.raises(RecordError, match=r"nothing of split 'test' .* found 1 patients of its val split"):
+            evaluate._compare_datasets(EvaluateConfig(**flags), run, reader)
+        found = evaluate._compare_datasets(EvaluateConfig(**flags | {"allow_leakage": True}), run, reader)
+    assert found["leakage"]["clean"] is False
+    assert sum(row["patients"] for row in found["leakage"]["shared"]) == 1
+
+
+def test_images_that_the_run_has_seen_are_refused_under_other_ids(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "records", tmp_path / "records")
+    with RecordReader(tmp_path / "records") as reader:
+        for column in ("study_uid", "series_uid", "patient_id"):
+            reader.index[column] += "x"
+        reader.index["split"] = "test"
+        reader.dataset_sha256 = "0" * 64
+        with pytest.raises(RecordError, match=r"1 copied studies of its train split; 3 .* of its val split \(told"):
+            leakage.require_apart(loaded(base), reader, "test", allow=False)
+
+
+def test_run_without_a_certificate_is_not_taken_for_clean(base: Path, tmp_path: Path) -> None:
+    write_records(tmp_path / "records", salt="x")
+    write_run(tmp_path / "run", "ab" * 32)
+    run = checkpoint.load_run(tmp_path / "run")
+    with RecordReader(tmp_path / "records") as reader:
+        with pytest.raises(CheckpointError, match="expected a leakage certificate in its checkpoint, found none"):
+            leakage.require_apart(run, reader, "test", allow=False)
+        assert leakage.require_apart(run, reader, "test", allow=True)["clean"] is None
+
+
+def test_splits_that_leak_are_not_judged_unless_meant(base: Path) -> None:
+    with RecordReader(base / "records") as reader:
+        split = reader.index["split"].replace("", "test").to_numpy(object)
+        split[0] = "test"
+        run = loaded(base)
+        run.meta["leakage_certificate"] = leakage.certify(reader, split)
+        with pytest.raises(RecordError, match=r"found 1 patients, 1 studies, 1 series in both train and test"):
+            leakage.require_apart(run, reader, "test", allow=False)
+        assert leakage.require_apart(run, reader, "test", allow=True)["clean"] is False
 
 
 def test_validation_split_can_be_judged_and_is_predicted_once(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real = evaluate.predict_split
+    real = subject.predict_members
 
-    def spy(*args: Any) -> evaluate.Pass:
-        seen.append(args[-1])
+    def spy(*args: Any) -> Pass:
+        seen.append(args[2])
         return real(*args)
 
-    monkeypatch.setattr(evaluate, "load_run", lambda *_: loaded(base))
-    monkeypatch.setattr(evaluate, "predict_split", spy)
+    monkeypatch.setattr(subject, "load_members", lambda *_: (loaded(base),))
+    monkeypatch.setattr(subject, "predict_members", spy)
     monkeypatch.setattr(pictures, "draw", no_pictures)
     evaluate.evaluate(config(base, tmp_path / "out", split="val"))
     assert seen == ["val"]
     assert "optimistic" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_k_fold_run_judges_validation_out_of_fold_and_the_test_split_with_all_networks(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def member(fold: int) -> checkpoint.LoadedRun:
+        one = loaded(base)
+        folds = {"folds": 2, "fold": fold, "fold_seed": 0}
+        return dataclasses.replace(one, config={**one.config, **folds}, epoch=fold + 3)
+
+    monkeypatch.setattr(subject, "load_members", lambda *_: (member(0), member(1)))
+    monkeypatch.setattr(pictures, "draw", no_pictures)
+    measured = evaluate.evaluate(config(base, tmp_path / "out", tta="flip,crop"))
+    judged, validation = (
+        pd.read_parquet(tmp_path / "out" / name) for name in ("predictions.parquet", "predictions-val.parquet")
+    )
+    with RecordReader(base / "records") as reader:
+        assert judged["row"].tolist() == reader.rows("test").tolist()
+        assert validation["row"].tolist() == [*reader.rows("train"), *reader.rows("val")]
+    assert measured["model"]["epoch"] == [3, 4]
+    assert measured["config"]["fold"] == ALL_FOLDS
+    with pytest.raises(UsageError, match="split train: a k-fold run has none of its own"):
+        evaluate.evaluate(config(base, tmp_path / "train", split="train"))
+
+
 def test_slices_without_a_label_are_refused(base: Path, tmp_path: Path) -> None:
-    write_records(tmp_path / "records", unlabelled_row=len(SPLITS) * 6 - 1)
+    write_records(tmp_path / "records", unlabelled_row=len(SPLITS) * 6 - 1, salt="x")
     flags = {**vars(config(base, tmp_path / "out")), "records": tmp_path / "records", "other_dataset": True}
     with pytest.raises(RecordError, match="split 'test', found 1 without"):
         evaluate.evaluate(EvaluateConfig(**flags))
     assert not (tmp_path / "out" / "metrics.json").exists()
-
-
-def test_probability_that_is_not_finite_names_the_slice() -> None:
-    index = pd.DataFrame(
-        {name: ["a", "b"] for name in ("sop_uid", "study_uid", "patient_id")} | dict.fromkeys(LABELS, 0)
-    )
-    bad = np.array([[0.5] * 6, [np.nan] * 6])
-    with pytest.raises(FastichError, match="not finite for 1 slices, first a"):
-        evaluate.prediction_table(index, np.array([1, 0]), bad)
 
 
 def test_missing_run_is_named_and_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def save_run(run: Path, model: nn.Module) -> Path:
     meta = {
         "config": {"size": SIZE, "records": "/srv/secret/records", "out": str(run), "weights": "/srv/secret/w.pth"},
         "dataset_sha256": "12" * 32,
+        "leakage_certificate": {"clean": True, "splits": {}},
         "epoch": 4,
         "input": {"size": SIZE, "windows": windows, "adjacent": False},
     }
@@ -240,6 +241,7 @@ def test_nothing_names_the_exporting_machine(folder: Path, run: Path) -> None:
 def test_manifest_tells_the_run_and_the_parity_of_every_pair(folder: Path, run: Path, network: nn.Module) -> None:
     artifact = load_artifact(folder)
     assert artifact.dataset_sha256 == "12" * 32
+    assert artifact.leakage_certificate == {"clean": True, "splits": {}}
     assert artifact.epoch == 4
     assert artifact.weights_sha256 == weights_sha256(network)
     assert artifact.config == {"size": SIZE, "weights": "w.pth"}

@@ -1,6 +1,7 @@
 """The replayed step on the CPU: a stand-in takes the place of the recorder and runs the work again on each replay."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from test_epoch import CountingLoader, TinyNet
 
 from fastich.training.graphs import NUM_BEFORE, Outputs, StepGraph
 from fastich.training.learner import Learner, make_learner, set_learning_rate
+from fastich.training.losses import Loss, challenge_weights
 from fastich.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -31,9 +33,10 @@ class Recorder:
         return outputs, replay
 
 
-def learner(graph: StepGraph) -> Learner:
+def learner(graph: StepGraph, **options: Any) -> Learner:
     torch.manual_seed(0)
-    made = make_learner(TinyNet(), Precision(dtype=torch.float32, device=CPU), lr=1e-3)  # type: ignore[arg-type]
+    precision = Precision(dtype=torch.float32, device=CPU)
+    made = make_learner(TinyNet(), precision, lr=1e-3, **options)  # type: ignore[arg-type]
     object.__setattr__(made, "graph", graph)
     return made
 
@@ -54,6 +57,18 @@ def test_replayed_steps_give_the_weights_and_losses_of_plain_ones() -> None:
     assert (recorder.num_recordings, recorder.num_replays) == (1, 6 - NUM_BEFORE)
     for one, other in zip(plain.model.state_dict().values(), replayed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_replayed_step_has_the_loss_the_clipping_and_the_average_of_a_plain_one() -> None:
+    options = {"loss": Loss(weight_K=challenge_weights(), gamma=2.0), "clip_norm": 0.01, "ema": 0.9}
+    plain = learner(StepGraph(CPU, enabled=False), **options)
+    replayed = learner(StepGraph(CPU, enabled=True, recorder=Recorder()), **options)
+    for (loss, _), (same_loss, _) in zip(steps(plain, 6), steps(replayed, 6), strict=True):
+        assert torch.equal(loss, same_loss)
+    with plain.judged(), replayed.judged():
+        for one, other in zip(plain.model.state_dict().values(), replayed.model.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+    assert plain.average.num_updates == replayed.average.num_updates == 6
 
 
 def test_a_batch_of_another_shape_is_our_mistake() -> None:

@@ -93,7 +93,9 @@ def test_rows_without_labels_are_left_out_of_a_named_split():
     labels = np.zeros((4, 6), np.int8)
     labels[2] = -1
     reader = SimpleNamespace(rows=lambda split: np.array([1, 2, 3]))
-    assert [split_rows(reader, labels, split).tolist() for split in ("train", "", "all")] == [
+    assert [
+        split_rows(reader, labels, SimpleNamespace(split=split, folds=0)).tolist() for split in ("train", "", "all")
+    ] == [
         [1, 3],
         [1, 2, 3],
         [0, 1, 2, 3],

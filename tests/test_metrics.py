@@ -177,6 +177,17 @@ def test_report_intervals_of_a_label_without_positives_are_undefined() -> None:
     assert found["any"]["recall"] is not None
 
 
+def test_where_all_or_none_are_found_the_interval_is_exact_over_patients() -> None:
+    """Five patients of two slices, one positive each; all found: 0.025 ** (1 / 5) = 0.478 to 1."""
+    truth, patients = six([1, 0] * 5), np.arange(10) // 2
+    found = metrics.bootstrap_intervals(truth, six([0.9, 0.6] * 5), patients, num_resamples=50)
+    assert (found["sensitivity"]["any"].low, found["sensitivity"]["any"].high) == (pytest.approx(0.4782, abs=1e-4), 1.0)
+    assert (found["specificity"]["any"].low, found["specificity"]["any"].high) == (0.0, pytest.approx(0.5218, abs=1e-4))
+    span = metrics.Interval(low=0.5, high=0.5, num_undefined=3)
+    assert metrics.all_or_none(span, patients) is span
+    assert metrics.all_or_none(None, patients) is None
+
+
 def test_slice_summary_gives_what_an_epoch_logs() -> None:
     truth, scores, _ = made_up()
     truth[:, 0] = 0

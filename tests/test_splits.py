@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastich.hu import is_blank
 from fastich.labels import LABELS
-from fastich.splits import SPLITS, assign_splits, patient_groups, sample_patients
+from fastich.splits import SPLITS, assign_folds, assign_splits, patient_groups, sample_patients
 
 
 def make_table(num_patients, *, seed=0, rates=(0.1, 0.2, 0.2, 0.25, 0.3), slices=(20, 41)):
@@ -151,3 +151,62 @@ def test_neither_patient_nor_image_ever_crosses_a_split(rows, seed):
     for shared in (patients, keys):
         for value in set(shared) - {""}:
             assert len({s for s, v in zip(split, shared, strict=True) if v == value}) == 1
+
+
+def test_folds_share_out_slices_and_every_label():
+    patients, keys, labels = make_table(800)
+    fold = assign_folds(patients, keys, labels, num_folds=5, seed=1)
+    assert fold.dtype == np.int64
+    for number in range(5):
+        mine = fold == number
+        assert mine.mean() == pytest.approx(0.2, abs=0.01)
+        for column in range(len(LABELS)):
+            carriers = len(patients_with(patients, labels, column))
+            assert len(patients_with(patients[mine], labels[mine], column)) == pytest.approx(
+                carriers / 5, abs=max(3, 0.01 * carriers)
+            )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rarest_label_reaches_every_fold_that_it_can(seed):
+    patients, keys, labels = make_table(60, seed=seed, rates=(0.1, 0.5, 0.5, 0.5, 0.5))
+    fold = assign_folds(patients, keys, labels, num_folds=5, seed=seed)
+    carriers = patients_with(patients, labels, 0)
+    assert len(set(fold[labels[:, 0] == 1])) == min(5, len(carriers))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12), st.integers(0, 63)), min_size=1, max_size=40),
+    st.integers(2, 5),
+    st.integers(0, 99),
+)
+def test_no_patient_or_image_crosses_folds_and_none_is_empty(rows, num_folds, seed):
+    patients = [f"p{patient}" for patient, _, _ in rows]
+    keys = [f"k{key}" if key else "" for _, key, _ in rows]
+    labels = np.array([[bits >> column & 1 for column in range(6)] for _, _, bits in rows], dtype=np.int8)
+    groups = len(set(patient_groups(patients, keys)))
+    if groups < num_folds:
+        with pytest.raises(ValueError, match=f"a fold too small: expected 2 to {groups} folds"):
+            assign_folds(patients, keys, labels, num_folds=num_folds, seed=seed)
+        return
+    fold = assign_folds(patients, keys, labels, num_folds=num_folds, seed=seed)
+    assert set(fold) == set(range(num_folds))
+    for shared in (patients, keys):
+        for value in set(shared) - {""}:
+            assert len({one for one, other in zip(fold, shared, strict=True) if other == value}) == 1
+
+
+def test_folds_depend_on_the_seed_whatever_the_row_order():
+    patients, keys, labels = make_table(60)
+    fold = assign_folds(patients, keys, labels, num_folds=4, seed=3)
+    order = np.random.default_rng(9).permutation(len(patients))
+    assert (assign_folds(patients[order], keys[order], labels[order], num_folds=4, seed=3) == fold[order]).all()
+    assert (assign_folds(patients, keys, labels, num_folds=4, seed=4) != fold).any()
+
+
+def test_patients_joined_by_pixels_are_too_few_for_the_folds():
+    with pytest.raises(
+        ValueError, match=r"for there are 1 patients .*, found 2; use fewer folds or pack more patients"
+    ):
+        assign_folds(["a", "b"], ["same", "same"], np.zeros((2, 6), dtype=np.int8), num_folds=2, seed=0)

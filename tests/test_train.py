@@ -1,9 +1,10 @@
+import dataclasses
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,13 @@ from loaders_data import damage, write_records
 
 from fastich import checkpoint, ops, train, verb
 from fastich.errors import CheckpointError, FastichError, RecordError, UsageError
+from fastich.folds import run_rows
 from fastich.labels import LABELS
 from fastich.loaders import Batch, LoaderConfig
 from fastich.records.index import DATASET_FILE, INDEX_FILE, read_index
 from fastich.records.writer import ShardInfo, finish_dataset
 from fastich.training import history, precision, run_folder, tensorboard
-from fastich.training.config import TrainConfig, require_same
+from fastich.training.config import ALL_FOLDS, TrainConfig, require_same
 from fastich.training.early_stopping import EarlyStopping
 from fastich.training.learner import Learner
 from fastich.training.loss_watch import NotFiniteError
@@ -36,10 +38,16 @@ class ToyReader:
         subtypes = (rng.random((NUM_TRAIN + NUM_VAL, 5)) < 0.3).astype(np.int8)
         self.toy_labels = np.concatenate([subtypes, subtypes.max(axis=1, keepdims=True)], axis=1)
         uids = [f"ID_{row:08x}" for row in range(NUM_TRAIN + NUM_VAL)]
-        ids = dict.fromkeys(("sop_uid", "study_uid", "series_uid", "patient_id", "pixel_sha1"), uids)
-        self.index = pd.DataFrame({**ids, "split": ["train"] * NUM_TRAIN + ["val"] * NUM_VAL})
+        ids = dict.fromkeys(("sop_uid", "study_uid", "series_uid", "pixel_sha1"), uids)
+        patients = [f"p{row // 4}" for row in range(NUM_TRAIN + NUM_VAL)]
+        splits = ["train"] * NUM_TRAIN + ["val"] * NUM_VAL
+        self.index = pd.DataFrame({**ids, "patient_id": patients, "split": splits})
+        self.folder = Path("toy")
         self.dataset_sha256 = "5e" * 32
         self.dataset = {"split": {"rule": "made up"}}
+
+    def __len__(self) -> int:
+        return len(self.index)
 
     def labels(self) -> np.ndarray:
         return self.toy_labels
@@ -58,7 +66,7 @@ class ToyLoader:
 
     def __init__(self, config: LoaderConfig, reader: ToyReader) -> None:
         self.config, self.reader = config, reader
-        self.order = reader.rows(config.split)
+        self.order = run_rows(cast(Any, reader), vars(config), config.split)
         self.num_slices = len(self.order)
         whole, rest = divmod(self.num_slices, config.batch_size)
         self.num_batches = whole + (rest > 0 and not config.drop_last)
@@ -288,6 +296,91 @@ def test_backbone_is_trained_and_found_again(toy: Toy, tmp_path: Path) -> None:
     loaded = checkpoint.load_run(tmp_path / "run")
     assert loaded.config["backbone"] == "efficientnet_b0"
     assert loaded.model.embedding_size == 1280
+
+
+@pytest.fixture
+def seen_rows(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> dict[Path, tuple[set[int], set[int]]]:
+    """Rows that each run trained on and was judged on, by its folder."""
+    seen: dict[Path, tuple[set[int], set[int]]] = {}
+    real = train.start_learner
+
+    def start(config: TrainConfig, *rest: Any) -> Learner:
+        opened = [toy.open(config.loader_config(split, "cpu")) for split in ("train", "val")]
+        seen[config.out] = (set(opened[0].order.tolist()), set(opened[1].order.tolist()))
+        return real(config, *rest)
+
+    monkeypatch.setattr(train, "start_learner", start)
+    return seen
+
+
+def test_every_fold_is_trained_into_a_run_of_its_own(
+    tmp_path: Path, seen_rows: dict[Path, tuple[set[int], set[int]]]
+) -> None:
+    out = tmp_path / "run"
+    summary = train.train(config(out, epochs=1, folds=3, fold=ALL_FOLDS))
+    assert list(seen_rows) == [out / f"fold-{number}" for number in range(3)]
+    everything = set(range(NUM_TRAIN + NUM_VAL))
+    assert sorted(row for _, judged in seen_rows.values() for row in judged) == sorted(everything)
+    assert all(learned == everything - judged for learned, judged in seen_rows.values())
+    for number in range(3):
+        one = out / f"fold-{number}"
+        assert checkpoint.load_run(one).config["fold"] == number
+        assert summary["folds"][number]["best"] == json.loads((one / "run.json").read_text())["best"]
+    assert run_folder.num_folds(out) == 3
+    assert run_folder.num_folds(out / "fold-0") == 0
+
+
+def test_folds_go_on_with_the_first_that_is_unfinished(
+    toy: Toy, tmp_path: Path, seen_rows: dict[Path, tuple[set[int], set[int]]]
+) -> None:
+    wanted = config(tmp_path / "run", epochs=1, folds=3, fold=ALL_FOLDS, resume="auto")
+    train.train(wanted)
+    shutil.rmtree(tmp_path / "run" / "fold-2")
+    (tmp_path / "run" / "fold-1" / "run.json").unlink()
+    with pytest.raises(CheckpointError, match=r"expected 3 finished folds, found 1; train on with --resume auto"):
+        run_folder.num_folds(tmp_path / "run")
+    first = (tmp_path / "run" / "fold-0" / checkpoint.LAST).stat().st_mtime_ns
+    seen_rows.clear()
+    train.train(wanted)
+    assert [path.name for path in seen_rows] == ["fold-1", "fold-2"]
+    assert (tmp_path / "run" / "fold-0" / checkpoint.LAST).stat().st_mtime_ns == first
+    with pytest.raises(CheckpointError, match=r"started with --lr 0\.0005, now 0\.01"):
+        train.train(dataclasses.replace(wanted, lr=0.01))
+    with pytest.raises(UsageError, match="exists; go on with --resume auto"):
+        train.train(dataclasses.replace(wanted, resume="no"))
+
+
+def test_one_fold_trains_as_an_ordinary_run(tmp_path: Path, seen_rows: dict[Path, tuple[set[int], set[int]]]) -> None:
+    train.train(config(tmp_path / "run", epochs=1, folds=3, fold=2))
+    ((learned, judged),) = seen_rows.values()
+    assert learned
+    assert judged
+    assert (tmp_path / "run" / checkpoint.BEST).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": 1}, "--folds must be 0 .none. or at least 2, found 1"),
+        ({"folds": 3, "fold": 3}, "--fold must be 0 to 2 or all, found 3"),
+        ({"fold": ALL_FOLDS}, "--fold all needs --folds"),
+        ({"fold": 2}, "--fold 2 needs --folds"),
+        ({"fold_seed": -1}, "--fold-seed must be >= 0, found -1"),
+    ],
+)
+def test_folds_without_meaning_are_refused(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_fold_flag_takes_a_number_or_all() -> None:
+    made = verb.parser("train", "")
+    verb.add_config_flags(made, TrainConfig)
+    given = ["--records", "a", "--out", "b", "--folds", "4", "--fold"]
+    assert verb.config_from_args(made.parse_args([*given, "all"]), TrainConfig).fold == ALL_FOLDS
+    assert verb.config_from_args(made.parse_args([*given, "3"]), TrainConfig).fold == 3
+    with pytest.raises(SystemExit):
+        made.parse_args([*given, "some"])
 
 
 def test_backbone_that_is_none_is_bad_usage(tmp_path: Path) -> None:

@@ -98,3 +98,21 @@ def test_done_is_status_zero() -> None:
 def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(verb.progress([1, 2], total=2, unit="slice", title="x")) == [1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_a_process_beside_another_says_nothing_but_its_errors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb, "_beside", [])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    def fail(argv: list[str]) -> int:
+        verb.say("loading")
+        raise FastichError("records are damaged")
+
+    assert verb.shows_progress()
+    verb.hush("rank 3")
+    assert not verb.shows_progress()
+    with pytest.raises(SystemExit):
+        verb.run(fail, [])
+    assert capsys.readouterr().err == "rank 3: error: records are damaged\n"

@@ -28,6 +28,8 @@ class LoaderConfig:
         augment: change each slice at random (``augment.py``).
         shuffle: permute the order every epoch.
         balanced: draw with replacement so that every kind of slice comes equally often (``order.balanced_weights``).
+        folds: 0, or the folds that train and val are divided into instead (``folds.py``); ``fold`` is then val, and
+            ``fold_seed`` the seed of the division.
         seed: with the epoch's number it fixes the order and every random change; >= 0.
         rank: this process among ``world_size``; all ranks make equally many, equally large batches.
         drop_last: leave out what does not fill a batch on every rank.
@@ -51,6 +53,9 @@ class LoaderConfig:
     augment: bool = False
     shuffle: bool = False
     balanced: bool = False
+    folds: int = 0
+    fold: int = 0
+    fold_seed: int = 0
     seed: int = 0
     rank: int = 0
     world_size: int = 1

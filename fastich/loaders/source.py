@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastich.errors import FastichError, RecordError
+from fastich.folds import run_rows
 from fastich.loaders.augment import Augmentation, draw
 from fastich.loaders.buffers import Buffers
 from fastich.loaders.config import LoaderConfig
@@ -47,7 +48,7 @@ class Source:
             UsageError: there is no such split.
         """
         labels = reader.labels()
-        rows = split_rows(reader, labels, config.split)
+        rows = split_rows(reader, labels, config)
         self.reader, self.config, self.buffers = reader, config, Buffers()
         self.labels: NDArray[np.int8] = labels
         self.order = Order(
@@ -101,12 +102,12 @@ class Source:
         return np.stack([before, middle, after])
 
 
-def split_rows(reader: RecordReader, labels: NDArray[np.int8], split: str) -> Int64Array:
+def split_rows(reader: RecordReader, labels: NDArray[np.int8], config: LoaderConfig) -> Int64Array:
     """Rows of a split: the labelled ones of a named split, all of the empty split, every row of ``all``."""
-    if split == ALL_ROWS:
+    if config.split == ALL_ROWS:
         return np.arange(len(labels), dtype=np.int64)
-    rows = reader.rows(split)
-    return rows[labelled(labels[rows])] if split else rows
+    rows = run_rows(reader, vars(config), config.split)
+    return rows[labelled(labels[rows])] if config.split else rows
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:

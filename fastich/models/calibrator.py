@@ -4,13 +4,13 @@ Its constants are buffers whose names an exported file keeps (``calibration.cons
 in place of them without torch. Scale and bias are there even where nothing was calibrated (1 and 0); a graph without
 isotonic labels holds no knots. Cost: a few operations on [N, 6].
 
-Shapes: N rows, K = 6 labels, M knots.
+Shapes: N rows, K = 6 labels, M segments between knots.
 """
 
 import torch
 from torch import Tensor, nn
 
-from fastich.calibration import BIAS, KNOTS, NONE, PIECEWISE, SCALE, VALUES, Calibration, constants
+from fastich.calibration import NONE, PIECEWISE, Calibration, constants
 from fastich.labels import ANY
 
 
@@ -19,17 +19,18 @@ class Calibrator(nn.Module):
 
     calibration_scale: Tensor
     calibration_bias: Tensor
-    calibration_knots: Tensor
-    calibration_values: Tensor
     calibration_piecewise: Tensor
+    calibration_base: Tensor
+    calibration_starts: Tensor
+    calibration_widths: Tensor
+    calibration_rises: Tensor
 
     def __init__(self, calibration: Calibration = NONE) -> None:
         super().__init__()
         found = constants(calibration)
-        self.has_knots = KNOTS in found
-        for name in (SCALE, BIAS, KNOTS, VALUES, PIECEWISE):
-            if name in found:
-                self.register_buffer(name, torch.from_numpy(found[name]))
+        self.has_knots = PIECEWISE in found
+        for name, value in found.items():
+            self.register_buffer(name, torch.from_numpy(value))
 
     def forward(self, logit_NK: Tensor) -> Tensor:
         """Return probabilities [N, K]."""
@@ -39,16 +40,11 @@ class Calibrator(nn.Module):
         return torch.cat([each_NK[:, :ANY], each_NK.amax(dim=1, keepdim=True)], dim=1)
 
     def _between_knots(self, logit_NK: Tensor) -> Tensor:
-        """The line through the knots, flat beyond them.
+        """The line through the knots, flat beyond them: how far the logit has passed each segment, 0 to 1, adds up.
 
-        One segment is looked up, not all of them summed: so rounding does not grow with their number, and a step
-        between two knots that float32 can just tell apart stays a step.
+        A segment that was passed counts exactly 1, for its width is the difference that float32 gives, too; so a step
+        between two logits that float32 can just tell apart stays a step. No integers and no look-up: OpenVINO 2026.1
+        takes wrong rows in a GatherElements whose index is a sum of comparisons.
         """
-        passed_NMK = logit_NK.unsqueeze(1) >= self.calibration_knots
-        at_NK = (passed_NMK.sum(dim=1) - 1).clamp(min=0)
-        low_NK = torch.gather(self.calibration_knots, 0, at_NK)
-        high_NK = torch.gather(self.calibration_knots, 0, at_NK + 1)
-        p_low_NK = torch.gather(self.calibration_values, 0, at_NK)
-        p_high_NK = torch.gather(self.calibration_values, 0, at_NK + 1)
-        part_NK = ((logit_NK - low_NK) / (high_NK - low_NK)).clamp(0.0, 1.0)
-        return p_low_NK + (p_high_NK - p_low_NK) * part_NK
+        passed_NMK = (logit_NK.unsqueeze(1) - self.calibration_starts) / self.calibration_widths
+        return self.calibration_base + (passed_NMK.clamp(0.0, 1.0) * self.calibration_rises).sum(dim=1)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from fastich import calibration, metrics
 from fastich.calibration import BINS, Calibration
 from fastich.labels import LABELS
+from fastich.metrics import estimate
 from fastich.report.choices import logits, truth
-from fastich.report.results import estimate
 
 Floats = NDArray[np.float64]
 FEWEST_FOLDS = 2
@@ -58,8 +58,8 @@ def quality(
     labels: NDArray[np.int8], probability: Floats, patients: NDArray[np.str_], *, num_resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """``{"ece": {label or "macro": estimate}, "brier": the same}`` of ``probability`` [N, 6]."""
-    drawn = metrics.PatientCounts.draw(patients, num_resamples, seed)
-    of_slice, counts_RP = drawn.of_row, drawn.counts_RP
+    of_slice, num_patients = metrics.patient_numbers(patients)
+    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
     ece_RK, brier_RK = [], []
     for column, p in zip(labels.T == 1, probability.T, strict=True):
         ece_RK.append(resampled_ece(column, p, of_slice, counts_RP))

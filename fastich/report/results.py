@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastich import metrics
 from fastich.labels import LABELS
-from fastich.metrics import Interval
+from fastich.metrics import estimate
 
 PROBABILITY_COLUMNS = [f"p_{label}" for label in LABELS]
 LOGIT_COLUMNS = [f"logit_{label}" for label in LABELS]
@@ -96,12 +96,6 @@ def _report_intervals(
         row: {name: None if interval is None else asdict(interval) for name, interval in values.items()}
         for row, values in found.items()
     }
-
-
-def estimate(value: float | None, interval: Interval | None = None) -> dict[str, Any]:
-    """``{"value", "low", "high", "num_undefined"}``; ``None`` for what is not defined or has no interval."""
-    span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else asdict(interval)
-    return {"value": value, **span}
 
 
 def report_table(measured: dict[str, Any]) -> pd.DataFrame:

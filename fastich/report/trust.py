@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import conformal, metrics, operating_points
+from fastich import conformal, metrics, operating_points, study_metrics
 from fastich.labels import LABELS
+from fastich.metrics import estimate
 from fastich.report.calibration_numbers import calibration_numbers
 from fastich.report.choices import Choices, calibrated, triage_score
-from fastich.report.results import PROBABILITY_COLUMNS, estimate, judged, summarise
+from fastich.report.results import judged, summarise
+from fastich.study_metrics import study_table
 
 Floats = NDArray[np.float64]
 COVERAGE_RESAMPLES = 100
@@ -68,37 +70,21 @@ def trust(validation: Tables, found: Tables, choices: Choices, *, num_resamples:
 
 
 def _studies(found: Tables, choices: Choices, *, num_resamples: int, seed: int) -> dict[str, Any]:
-    """The numbers of studies, the AUC of the ways to decide about one, and what a positive answer means elsewhere."""
+    """The numbers of studies, the ways to decide about one side by side, and what an answer means elsewhere.
+
+    ``rules`` holds ``study_metrics.summarise_studies`` of the decision itself and of each rule over slices.
+    """
     numbers = judged(found.studies, choices.study_thresholds, num_resamples=num_resamples, seed=seed)
-    patients = metrics.PatientCounts.draw(found.studies["patient_id"], num_resamples, seed)
-    rules = {found.decision: found.studies[PROBABILITY_COLUMNS].to_numpy(np.float64), **slice_rules(found)}
+    tables = {rule: study_table(found.slices, rule) for rule in study_metrics.RULES} | {found.decision: found.studies}
     return {
         "decision": found.decision,
         "num_studies": len(found.studies),
         **numbers,
         "rules": {
-            rule: {label: _auc(found.studies, scores[:, i], label, patients) for i, label in enumerate(LABELS)}
-            for rule, scores in rules.items()
+            rule: study_metrics.summarise_studies(table, num_resamples=num_resamples, seed=seed)
+            for rule, table in tables.items()
         },
         "predictive_values": operating_points.predictive_values(numbers["operating_points"]["at_thresholds"]),
-    }
-
-
-def _auc(studies: pd.DataFrame, score: Floats, label: str, patients: metrics.PatientCounts) -> dict[str, Any]:
-    truth = studies[label].to_numpy() == 1
-    values, _ = metrics.resampled_auc_and_ap(truth, score, patients.of_row, patients.counts_RP)
-    return estimate(metrics.binary_auc(truth, score), metrics.percentile_interval(values))
-
-
-def slice_rules(found: Tables) -> dict[str, Floats]:
-    """Scores [S, 6] of studies from the probabilities of their slices, in the order of the table of studies."""
-    groups = found.slices.groupby("study_uid", sort=False)[PROBABILITY_COLUMNS]
-    of_study = {uid: group.to_numpy(np.float64) for uid, group in groups}
-    parts = [of_study[uid] for uid in found.studies["study_uid"]]
-    return {
-        "largest slice": np.stack([part.max(axis=0) for part in parts]),
-        "mean of the top 3": np.stack([np.sort(part, axis=0)[-3:].mean(axis=0) for part in parts]),
-        "noisy-or": np.stack([1 - np.prod(1 - part, axis=0) for part in parts]),
     }
 
 
@@ -108,7 +94,8 @@ def _triage(
     """The triage, what it did to the judged studies, and whether its bounds hold over resamplings of both splits."""
     score, bleed = triage_score(judged_studies), judged_studies[ANY_LABEL].to_numpy() == 1
     said = np.array([choices.triage.decide(value) for value in score.tolist()], dtype=object)
-    patients = metrics.PatientCounts.draw(judged_studies["patient_id"], num_resamples, seed)
+    of_study, num_patients = metrics.patient_numbers(judged_studies["patient_id"])
+    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
     every = np.ones(len(said), dtype=bool)
     shares = {
         "miss_rate": (bleed & (said == conformal.CLEAR), bleed),
@@ -121,7 +108,7 @@ def _triage(
     return {
         **choices.triage.to_document(),
         "score": "sigmoid of a study's largest raw logit",
-        "judged": {name: _share(*of, patients) for name, of in shares.items()},
+        "judged": {name: _share(*of, of_study, counts_RP) for name, of in shares.items()},
         "coverage": conformal.coverage(
             triage_score(pooled),
             pooled[ANY_LABEL],
@@ -134,8 +121,10 @@ def _triage(
     }
 
 
-def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_], patients: metrics.PatientCounts) -> dict[str, Any]:
-    """The ``estimate`` of ``sum(part) / sum(whole)``."""
-    samples = metrics.counts_ratio(part, whole, patients.of_row, patients.counts_RP)
+def _share(
+    part: NDArray[np.bool_], whole: NDArray[np.bool_], of_study: NDArray[np.intp], counts_RP: Floats
+) -> dict[str, Any]:
+    """The ``estimate`` of ``sum(part) / sum(whole)``, exact over patients where it is 0 or 1."""
+    span = metrics.percentile_interval(metrics.counts_ratio(part, whole, of_study, counts_RP))
     value = float(part.sum() / whole.sum()) if whole.any() else None
-    return estimate(value, metrics.percentile_interval(samples))
+    return estimate(value, metrics.all_or_none(span, of_study[whole]))

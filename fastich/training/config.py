@@ -29,6 +29,15 @@ it rounds (``loaders/planes.py``); the number of processes is no option at all a
 (loss, weights, EMA, clipping, accumulation, schedule) may not."""
 
 
+ALL_FOLDS = -1
+"""The value of ``fold`` that stands for each of them in turn."""
+
+
+def fold_number(text: str) -> int:
+    """The value of ``--fold``: a number, or ``all``."""
+    return ALL_FOLDS if text == "all" else int(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
@@ -42,6 +51,9 @@ class TrainConfig:
     windows: str = option("brain,subdural,bone", "the three channels: windows by name or as center/width in HU")
     adjacent: str | None = option(None, "instead of --windows: slices s-1, s, s+1 through this one window")
     backbone: str = option(DEFAULT_BACKBONE, "the network before its head", choices=tuple(BACKBONES))
+    folds: int = option(0, "divide train and val by patient into this many folds (0: take the splits of the records)")
+    fold: int = option(0, "which fold validates, 0 to N-1, or all: each in turn, into OUT/fold-0 ...", read=fold_number)
+    fold_seed: int = option(0, "seed of the division into folds")
     weights: str = option("imagenet", "start from imagenet, none (random) or FILE (torchvision .pth, our .safetensors)")
     lr: float = option(5e-4, "learning rate of Adam; the peak under one-cycle and cosine")
     schedule: str = option("constant", "learning rate over the run", choices=SCHEDULES)
@@ -77,9 +89,17 @@ class TrainConfig:
         for name in ("epochs", "patience", "batch_size", "lr", "focal_gamma", "accumulate"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{flag(name)} must be > 0, found {getattr(self, name)}")
-        for name in ("checkpoint_steps", "threads", "seed", "warmup_epochs", "clip_norm"):
+        for name in ("checkpoint_steps", "threads", "seed", "fold_seed", "warmup_epochs", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
+        if self.folds < 0 or self.folds == 1:
+            raise UsageError(f"--folds must be 0 (none) or at least 2, found {self.folds}")
+        if self.fold and not self.folds:
+            raise UsageError(
+                f"--fold {'all' if self.fold == ALL_FOLDS else self.fold} needs --folds, the number of them"
+            )
+        if self.folds and not ALL_FOLDS <= self.fold < self.folds:
+            raise UsageError(f"--fold must be 0 to {self.folds - 1} or all, found {self.fold}")
         if self.size < SMALLEST_SIZE:
             raise UsageError(f"--size must be at least {SMALLEST_SIZE} pixels, found {self.size}")
         for name, choices in (
@@ -138,6 +158,9 @@ class TrainConfig:
             augment=training and self.augment,
             shuffle=training,
             balanced=training and self.balanced,
+            folds=self.folds,
+            fold=self.fold,
+            fold_seed=self.fold_seed,
             seed=self.seed,
             rank=world.rank,
             world_size=world.size,

@@ -14,6 +14,7 @@ Shapes: R ranks, n values on each.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +35,10 @@ COMPILING_TIMEOUT_S = 900.0
 """The same where every rank compiles at its first step, one perhaps from a warm cache."""
 START_TIMEOUT_S = 3600.0
 """How long the first rank waits for the last to have opened its records and filled its cache."""
+LET_GO_S = 0.2
+"""Given to gloo's threads before the end: each lets go of its last tensor under the interpreter's lock, and destroying
+the group waits for them while it holds that lock (seen with torch 2.10: one end in six hung).
+Source: github.com/pytorch/pytorch, issue 56297."""
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` tells its processes."""
 
@@ -89,6 +94,7 @@ class World:
         )
         yield
         self.meet()
+        time.sleep(LET_GO_S)
         dist.destroy_process_group()
 
     def _wait_for_all(self, store: Store, device: str) -> None:

@@ -6,7 +6,6 @@ say of others. Passes with the loader's augmentation on show the sequence model 
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,40 +16,19 @@ from fastich import embeddings, verb
 from fastich.checkpoint import LoadedRun, weights_sha256
 from fastich.embeddings import Chunk, Identity, Int64Array, Store
 from fastich.errors import RecordError
+from fastich.folds import FOLD_KEYS
 from fastich.labels import NUM_LABELS
 from fastich.loaders import LoaderConfig, open_loader
 from fastich.loaders.order import ALL_ROWS
 from fastich.models.classifier import Classifier
 from fastich.records.reader import RecordReader
-from fastich.training.precision import Precision
+from fastich.training.feed import Feed
 from fastich.training.predictions import Forward
 from fastich.training.prefetch import on_device
 from fastich.training.replicas import Replicas
 
 PASS_SEED = 0
 """Of the augmentation; a pass's number is its epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feed:
-    """How slices get through the network; none of it changes what a store holds by more than rounding.
-
-    Attributes:
-        precision: device and number format.
-        batch_size: slices at a time.
-        loader: which loader.
-        threads: of the loader; on a CPU also the parts of a batch that go through the network at once.
-    """
-
-    precision: Precision
-    batch_size: int = 64
-    loader: str = "auto"
-    threads: int = 1
-
-    @property
-    def num_replicas(self) -> int:
-        """Parts of a batch that go through the network at once: one a thread on a CPU (``replicas.py``)."""
-        return self.threads if self.precision.device.type == "cpu" else 1
 
 
 class Embedder(nn.Module):
@@ -127,6 +105,7 @@ def _chunks(run: LoadedRun, records: Path, rows: Int64Array, augmented_pass: int
         backend=feed.loader,
         device=device.type,
         threads=feed.threads,
+        **{name: run.config.get(name, 0) for name in FOLD_KEYS},
     )
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(contextlib.closing(open_loader(config)))

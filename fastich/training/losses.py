@@ -67,19 +67,25 @@ class Loss:
         return Loss(weight_K=weight, positive_weight_K=positive, gamma=self.gamma)
 
 
-def make_loss(loss: str, gamma: float, class_weights: str, labels_MK: NDArray[np.int8], *, balanced: bool) -> Loss:
+def make_loss(
+    loss: str, gamma: float, class_weights: str, labels_MK: NDArray[np.int8] | None, *, balanced: bool
+) -> Loss:
     """The loss that a config names, its weights on the CPU.
 
     Args:
         loss: of ``LOSSES``.
         gamma: of the focal loss.
         class_weights: of ``CLASS_WEIGHTS``.
-        labels_MK: the training split's labels, 0 and 1.
+        labels_MK: the training split's labels, 0 and 1; only ``inverse`` asks for them.
         balanced: the split is drawn by ``order.balanced_weights``; prevalence is then that of what is drawn.
     """
+    positive = None
+    if class_weights == "inverse":
+        assert labels_MK is not None
+        positive = positive_weights(labels_MK, balanced=balanced)
     return Loss(
         weight_K=challenge_weights() if class_weights == "challenge" else None,
-        positive_weight_K=positive_weights(labels_MK, balanced=balanced) if class_weights == "inverse" else None,
+        positive_weight_K=positive,
         gamma=gamma if loss == "focal" else 0.0,
     )
 

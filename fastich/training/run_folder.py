@@ -6,6 +6,7 @@ Order at the end of an epoch: metrics line, last checkpoint, best checkpoint. A 
 resume: the history is cut back to the checkpoint, and a best checkpoint that was due is written from the last one.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fastich import checkpoint, ops, verb
 from fastich.errors import CheckpointError, UsageError
 from fastich.files import write_json
 from fastich.training import history
-from fastich.training.config import TrainConfig, require_same
+from fastich.training.config import ALL_FOLDS, TrainConfig, require_same
 from fastich.training.distributed import World
 from fastich.training.environment import versions
 from fastich.training.learner import Learner
@@ -166,6 +167,55 @@ def check_out(config: TrainConfig) -> None:
         raise UsageError(f"{out} exists; go on with --resume auto, or choose another --out")
     if not (out / CONFIG_JSON).is_file():
         raise UsageError(f"{out} is not a run folder: it has no {CONFIG_JSON}; choose another --out")
+
+
+def fold_name(number: int) -> str:
+    """Name of a fold's own run folder inside the folder of a k-fold run."""
+    return f"fold-{number}"
+
+
+def num_folds(run: Path) -> int:
+    """How many folds were trained into ``run``; 0 where it is not the folder of a k-fold run.
+
+    Raises:
+        CheckpointError: a fold is missing.
+    """
+    path = run / CONFIG_JSON
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.get("fold") != ALL_FOLDS:
+        return 0
+    found = [number for number in range(config["folds"]) if (run / fold_name(number) / RUN_JSON).is_file()]
+    if len(found) < config["folds"]:
+        raise CheckpointError(
+            f"{run}: expected {config['folds']} finished folds, found {len(found)}; train on with --resume auto"
+        )
+    return len(found)
+
+
+def start_folds(config: TrainConfig) -> dict[str, Any]:
+    """Say in the folder of a k-fold run what is going on in it; returns what is said.
+
+    Raises:
+        CheckpointError: it was begun with another config.
+    """
+    path = config.out / CONFIG_JSON
+    if path.is_file():
+        require_same(json.loads(path.read_text(encoding="utf-8")), config, path)
+    made = config.resolved() | {"input": config.network_input()}
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / RUN_JSON).unlink(missing_ok=True)
+    write_json(path, made)
+    return {"config": made}
+
+
+def finished_fold(config: TrainConfig) -> dict[str, Any] | None:
+    """What the run.json of a fold says, where it is there and of as many epochs as are asked for."""
+    path = config.out / RUN_JSON
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    require_same(summary["config"], config, path)
+    return summary if summary["config"]["epochs"] == config.epochs else None
 
 
 def _rng_tensors(device: torch.device, world: World) -> dict[str, torch.Tensor]:

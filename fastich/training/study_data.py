@@ -7,8 +7,9 @@ Shapes: B sequences, L slices of the longest, C embedding channels, K labels, M 
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastich.embeddings import Store
+from fastich.folds import run_rows
 from fastich.labels import UNKNOWN
-from fastich.loaders.order import Int64Array
-from fastich.loaders.source import split_rows
+from fastich.loaders.order import Int64Array, labelled
 from fastich.records.index import series_codes
 from fastich.records.reader import RecordReader
 
@@ -133,9 +134,10 @@ class StudySet:
         )
 
 
-def rows_of(reader: RecordReader, split: str) -> Int64Array:
-    """The labelled rows of ``split``, ascending."""
-    return split_rows(reader, reader.labels(), split)
+def rows_of(reader: RecordReader, config: Mapping[str, Any], split: str) -> Int64Array:
+    """The labelled rows of ``split`` for a CNN of ``config`` (its fold, where it is one of k), ascending."""
+    rows = run_rows(reader, config, split)
+    return rows[labelled(reader.labels()[rows])]
 
 
 def series_of(index: pd.DataFrame, rows: Int64Array) -> list[Series]:

@@ -1,0 +1,146 @@
+"""What a site's outcomes say: Platt's constants, thresholds and triage in the new probabilities, and what it gains.
+
+Pure functions behind the verb ``recalibrate``. Shapes: N rows, K = 6 labels in the order of ``labels.LABELS``.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastich import calibration as fitting
+from fastich import conformal, operating_points
+from fastich.artifact import Thresholds
+from fastich.calibration import Calibration
+from fastich.conformal import Triage
+from fastich.errors import FastichError
+from fastich.labels import ANY, LABELS, UNKNOWN
+from fastich.outcomes import Joined, Outcomes
+
+STORED, KEEP = "stored", "keep"
+"""Rules of thresholds beside those of ``operating_points``: the model's own, and none: the same probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """What the outcomes say: the calibration, why each label that kept its own did, and figures before and after."""
+
+    calibration: Calibration
+    kept: dict[str, str]
+    quality: dict[str, dict[str, Any]]
+
+
+def refit_labels(before: Calibration, joined: Joined, *, least: int, folds: int, seed: int, where: str) -> Refit:
+    """Platt's constants of every label with enough of both classes, and cross-fitted figures of what that is worth.
+
+    Args:
+        before: the model's calibration.
+        joined: outcomes and raw logits.
+        least: positives, and negatives, that a label needs.
+        folds: parts of the patients, fewer where there are fewer patients.
+        seed: of the folds.
+        where: names the outcomes in messages.
+
+    Raises:
+        FastichError: no label can be fitted anew, or all outcomes are of one patient.
+    """
+    new, kept = merged(before, joined.logit, joined.labels, least)
+    if len(kept) == len(LABELS):
+        reasons = "; ".join(f"{label}: {why}" for label, why in kept.items())
+        raise FastichError(f"{where}: expected a label that can be fitted anew, found none ({reasons})")
+    num_patients = len(set(joined.patients.tolist()))
+    if num_patients < 2:
+        raise FastichError(f"{where}: expected outcomes of two patients or more, found {num_patients}")
+    folds = min(folds, num_patients)
+    fold_N = fitting.group_folds(joined.patients, joined.labels, folds, seed)
+    after = np.empty_like(joined.logit)
+    for fold in range(folds):
+        held = fold_N == fold
+        part, _ = merged(before, joined.logit[~held], joined.labels[~held], 1, set(LABELS) - set(kept))
+        after[held] = part.probability(joined.logit[held])
+    quality = fitting.before_and_after(joined.labels, before.probability(joined.logit), after)
+    return Refit(calibration=new, kept=kept, quality=quality)
+
+
+def merged(
+    before: Calibration,
+    logit_NK: NDArray[np.float64],
+    labels_NK: NDArray[np.int64],
+    least: int,
+    only: set[str] | None = None,
+) -> tuple[Calibration, dict[str, str]]:
+    """``before`` with Platt's constants of each label that has ``least`` of both classes; and why others have none.
+
+    With ``only`` no other label is looked at.
+    """
+    fresh = fitting.fit(logit_NK, labels_NK, "platt")
+    of_label, kept = [], {}
+    for label, old, new in zip(LABELS, before.of_label, fresh.of_label, strict=True):
+        fewest = min(new.num_positive, new.num_negative)
+        why = new.why_not
+        if fewest < least:
+            why = f"needs {least} positives and negatives, found {new.num_positive} and {new.num_negative}"
+        if why or (only is not None and label not in only):
+            kept[label] = why
+        of_label.append(old if label in kept else new)
+    return Calibration(method="platt", of_label=tuple(of_label)), kept
+
+
+def choose_thresholds(old: Thresholds, refit: Refit, joined: Joined, rule: str, outcomes: Outcomes) -> Thresholds:
+    """Thresholds in the new probabilities; a label that kept its calibration keeps its threshold too.
+
+    The stored rule is what model.json says before `` on ``; one that is no rule (0.5 by default) keeps the thresholds.
+    """
+    text = old.rule.partition(" on ")[0] if rule == STORED else rule
+    try:
+        name, target = operating_points.parse_rule(text)
+    except ValueError:
+        return dataclasses.replace(old, rule=f"{old.rule}, kept when recalibrated")
+    p_NK = refit.calibration.probability(joined.logit)
+    values = list(old.values)
+    for i, label in enumerate(LABELS):
+        if label not in refit.kept:
+            known = joined.labels[:, i] != UNKNOWN
+            values[i] = operating_points.choose_one(
+                joined.labels[known, i] == 1, p_NK[known, i], name, target, label=label
+            )
+    source = f"{text} on {outcomes.unit} outcomes {outcomes.sha256[:12]}"
+    return Thresholds(values=tuple(values), rule=source + (f", not {', '.join(refit.kept)}" if refit.kept else ""))
+
+
+def refit_triage(
+    was: Triage | None, calibration: Calibration, joined: Joined, unit: str
+) -> tuple[dict[str, Any] | None, str]:
+    """The triage in the new probabilities, from outcomes of studies with the old alphas; and a line that says so.
+
+    Outcomes of slices say nothing of studies: the old thresholds would be wrong, so there is none. That the constants
+    come from the same studies changes no decision by itself: they keep the ranking, and the thresholds are ranks.
+    """
+    if was is None:
+        return None, "the model has none"
+    if unit != "study":
+        return None, "left out: its thresholds are of the old probabilities, and only outcomes of studies give new ones"
+    known = joined.labels[:, ANY] != UNKNOWN
+    p_any, bleed = calibration.probability(joined.logit)[known, ANY], joined.labels[known, ANY]
+    made = conformal.fit(p_any, bleed, alpha_miss=was.alpha_miss, alpha_alarm=was.alpha_alarm)
+    return made.to_document(), "; ".join(["chosen again on the outcomes", *made.outcomes])
+
+
+def document(refit: Refit, joined: Joined, outcomes: Outcomes, previous: Mapping[str, Any]) -> dict[str, Any]:
+    """What model.json says of the calibration: how it was made, from what, and what was there before."""
+    return refit.calibration.to_document() | {
+        "source": "outcomes of a site",
+        "unit": outcomes.unit,
+        "outcomes_sha256": outcomes.sha256,
+        "num_rows": len(joined.labels),
+        "num_patients": len(set(joined.patients.tolist())),
+        "kept": refit.kept,
+        "quality": {
+            label: {when: row[when] and {k: row[when][k] for k in ("ece", "brier")} for when in ("before", "after")}
+            for label, row in refit.quality.items()
+        },
+        "previous": dict(previous),
+    }

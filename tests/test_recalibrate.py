@@ -1,0 +1,321 @@
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_dense import SIZE, SmallDense, write_folder
+
+from fastich import artifact as contract
+from fastich import conformal, recalibrate
+from fastich.artifact import (
+    MANIFEST,
+    ONNX_FILE,
+    PRECISION_FILES,
+    TORCHSCRIPT_FILE,
+    FileEntry,
+    Thresholds,
+    load_artifact,
+)
+from fastich.calibration import Calibration, LabelCalibration, fit
+from fastich.errors import ArtifactError, FastichError, UsageError
+from fastich.files import sha256_file
+from fastich.labels import LABELS
+from fastich.models.folding import fold_batch_norm
+from fastich.models.onnx_graph import onnx_bytes
+from fastich.models.serving import Front, ServingModel
+from fastich.parity import synthetic_heads
+from fastich.quantize import float16_graph
+from fastich.recalibrate import RecalibrateConfig, main
+from fastich.serve.session import open_session
+from fastich.windowing import DEFAULT_WINDOWS
+
+HALF = PRECISION_FILES["float16"]
+BEFORE = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.5, bias=-1.0),) * 6)
+NUM_STUDIES, SLICES = 60, 10
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return onnx_bytes(ServingModel(Front(SIZE, DEFAULT_WINDOWS, False), fold_batch_norm(SmallDense()), BEFORE))
+
+
+@pytest.fixture
+def model(tmp_path: Path, content: bytes) -> Path:
+    """A calibrated model folder with a variant in float16 and a triage."""
+    folder = tmp_path / "model"
+    artifact = write_folder(folder, content)
+    half = float16_graph(content)
+    (folder / HALF).write_bytes(half)
+    entry = FileEntry(sha256=sha256_file(folder / HALF), size_bytes=len(half), role="half")
+    triage = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.2, alpha_alarm=0.2)
+    finished = dataclasses.replace(
+        artifact,
+        files={**artifact.files, HALF: entry},
+        calibration=BEFORE.to_document(),
+        thresholds=Thresholds(values=(0.3,) * 6, rule="max-f1 on val"),
+        triage=triage.to_document(),
+        metrics={"split": "test"},
+        parity={
+            "model.ts vs torch": {"num_slices": 1},
+            "model.fp16.onnx (onnxruntime) vs model.onnx": {"num_slices": 1},
+        },
+    )
+    contract.write_manifest(folder, finished)
+    return folder
+
+
+def site(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Raw logits and labels of the site's slices; epidural is rare, any is the OR of the subtypes."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(-1.5, 1.2, (NUM_STUDIES * SLICES, 6))
+    labels = (rng.random(honest.shape) < 1 / (1 + np.exp(-honest))).astype(int)
+    labels[:, 0] = np.arange(len(labels)) < 7
+    labels[:, 5] = labels[:, :5].max(axis=1)
+    honest[:, 5] = honest[:, :5].max(axis=1)
+    return 3 * honest + 1, labels
+
+
+def study_of(index: int) -> str:
+    return f"1.2.{index // SLICES}"
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    logit, _ = site()
+    slices = [
+        {"sop_uid": f"1.9.{i}", "logit": dict(zip(LABELS, map(float, row), strict=True))} for i, row in enumerate(logit)
+    ]
+    studies = [
+        {
+            "study_uid": study_of(start),
+            "patient_id": f"P{start // SLICES}",
+            "series": [{"slices": slices[start : start + SLICES]}],
+        }
+        for start in range(0, len(slices), SLICES)
+    ]
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"model": {"weights_sha256": "ab" * 32}, "studies": studies}))
+    return path
+
+
+@pytest.fixture
+def outcomes(tmp_path: Path) -> Path:
+    """Outcomes by slice, of any, epidural and subdural alone."""
+    _, labels = site()
+    return write_table(
+        tmp_path / "slices.csv",
+        ["sop_uid", "any", "epidural", "subdural"],
+        [[f"1.9.{i}", row[5], row[0], row[4]] for i, row in enumerate(labels)],
+    )
+
+
+@pytest.fixture
+def study_outcomes(tmp_path: Path) -> Path:
+    largest = site()[0].reshape(NUM_STUDIES, SLICES, 6).max(axis=1)[:, 5]
+    bleeds = largest + np.random.default_rng(0).normal(0, 2, NUM_STUDIES) > np.median(largest)
+    rows = [[study_of(i * SLICES), int(bleed)] for i, bleed in enumerate(bleeds)]
+    return write_table(tmp_path / "studies.csv", ["study_uid", "any"], rows)
+
+
+def write_table(path: Path, header: list[str], rows: list[list[object]]) -> Path:
+    with path.open("w", newline="") as opened:
+        csv.writer(opened).writerows([header, *rows])
+    return path
+
+
+def run(model: Path, outcomes: Path, scores: Path, out: Path, **options: Any) -> dict[str, Any]:
+    return recalibrate.recalibrate(RecalibrateConfig(model=model, outcomes=outcomes, scores=scores, out=out, **options))
+
+
+def words(model: Path, outcomes: Path, scores: Path, out: Path) -> list[str]:
+    flags = ("--model", "--outcomes", "--scores", "--out")
+    return [word for pair in zip(flags, map(str, (model, outcomes, scores, out)), strict=True) for word in pair]
+
+
+def test_new_folder_computes_the_sites_calibration_in_every_file(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    report = run(model, outcomes, scores, tmp_path / "new")
+    artifact = load_artifact(tmp_path / "new")
+    calibration = Calibration.from_document(artifact.calibration)
+    logit, labels = site()
+    assert calibration.of_label[5] == fit(logit, labels, "platt").of_label[5]
+    assert calibration.of_label[4] == fit(logit, labels, "platt").of_label[4]
+    assert calibration.of_label[:4] == BEFORE.of_label[:4]
+    hu = np.ascontiguousarray(np.stack(synthetic_heads(12)[:8])[:, ::4, ::4])
+    old, new = (open_session(folder).run(hu) for folder in (model, tmp_path / "new"))
+    np.testing.assert_array_equal(old.logit, new.logit)
+    np.testing.assert_allclose(new.probability, calibration.probability(new.logit), atol=1e-6)
+    assert np.abs(new.probability - old.probability).max() > 0.05
+    assert set(artifact.files) == {ONNX_FILE, HALF}
+    assert report["labels"]["epidural"]["kept"] == "needs 20 positives and negatives, found 7 and 593"
+    assert report["labels"]["any"]["kept"] is None
+
+
+def test_manifest_says_how_from_what_and_what_was_before(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    report = run(model, outcomes, scores, tmp_path / "new")
+    artifact = load_artifact(tmp_path / "new")
+    assert artifact.calibration["method"] == "platt"
+    assert artifact.calibration["unit"] == "slice"
+    assert artifact.calibration["outcomes_sha256"] == sha256_file(outcomes)
+    assert artifact.calibration["num_rows"] == NUM_STUDIES * SLICES
+    assert artifact.calibration["num_patients"] == NUM_STUDIES
+    assert artifact.calibration["previous"] == BEFORE.to_document()
+    assert artifact.metrics == {"split": "test", "measured_with": "the calibration before this one"}
+    assert artifact.triage is None
+    assert report["triage"].startswith("left out")
+    assert set(artifact.parity) == {
+        f"{HALF} (onnxruntime) vs {ONNX_FILE}",
+        f"{ONNX_FILE} recalibrated vs numpy",
+        f"{HALF} recalibrated vs numpy",
+    }
+    assert str(tmp_path) not in (tmp_path / "new" / MANIFEST).read_text()
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_figures_get_better_and_thresholds_follow_the_stored_rule(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    report = run(model, outcomes, scores, tmp_path / "new")
+    row = report["labels"]["subdural"]
+    assert row["after"]["ece"] < row["before"]["ece"]
+    assert row["after"]["brier"] < row["before"]["brier"]
+    artifact = load_artifact(tmp_path / "new")
+    assert artifact.thresholds.values[:4] == (0.3,) * 4
+    assert artifact.thresholds.values[4] == row["threshold"] != 0.3
+    assert artifact.thresholds.rule.startswith("max-f1 on slice outcomes ")
+
+
+def test_outcomes_of_studies_calibrate_the_largest_slice_and_the_triage(
+    model: Path, study_outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    report = run(model, study_outcomes, scores, tmp_path / "new", least=10)
+    artifact = load_artifact(tmp_path / "new")
+    largest = site()[0].reshape(NUM_STUDIES, SLICES, 6).max(axis=1)
+    truth = np.full((NUM_STUDIES, 6), -1)
+    with study_outcomes.open() as opened:
+        truth[:, 5] = [int(row["any"]) for row in csv.DictReader(opened)]
+    wanted = fit(largest, truth, "platt").of_label[5]
+    assert Calibration.from_document(artifact.calibration).of_label[5] == wanted
+    assert artifact.calibration["unit"] == "study"
+    assert artifact.triage is not None
+    assert artifact.triage["num_bleed"] + artifact.triage["num_without"] == NUM_STUDIES
+    assert report["triage"].startswith("chosen again on the outcomes")
+
+
+def test_model_may_be_recalibrated_again(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    run(model, outcomes, scores, tmp_path / "new")
+    run(tmp_path / "new", outcomes, scores, tmp_path / "newer")
+    first, second = (load_artifact(tmp_path / name) for name in ("new", "newer"))
+    assert first.files == second.files
+    assert second.thresholds == first.thresholds
+    assert second.calibration["previous"] == first.calibration
+
+
+def test_torchscript_is_left_out_and_said(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_file(model, TORCHSCRIPT_FILE)
+    assert main(words(model, outcomes, scores, tmp_path / "new")) == 0
+    shown = capsys.readouterr().out
+    assert "left out: model.ts, which holds the old calibration; only export can write it" in shown
+    assert "model.ts vs torch" not in load_artifact(tmp_path / "new").parity
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted([HALF, MANIFEST, ONNX_FILE])
+    assert "epidural" in shown
+    assert "keeps its calibration: needs 20 positives and negatives, found 7 and 593" in shown
+    assert "600 outcomes by slice, 60 patients; 0 outcomes without a score; after: cross-fitted by patient" in shown
+    assert "nan" not in shown.lower()
+
+
+def add_file(model: Path, name: str) -> None:
+    (model / name).write_bytes(b"x")
+    artifact = contract.read_manifest(model)
+    entry = FileEntry(sha256=sha256_file(model / name), size_bytes=1, role="x")
+    contract.write_manifest(model, dataclasses.replace(artifact, files={**artifact.files, name: entry}))
+
+
+def test_json_is_what_is_returned(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words(model, outcomes, scores, tmp_path / "new"), "--json", "--rule", "keep"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["labels"]) == list(LABELS)
+    assert {row["threshold"] for row in report["labels"].values()} == {0.3}
+    assert report["num_without_score"] == 0
+
+
+def test_file_of_another_kind_is_refused(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    add_file(model, "other.bin")
+    with pytest.raises(UsageError, match=r"only model\.onnx and its variants can be recalibrated, found other\.bin"):
+        run(model, outcomes, scores, tmp_path / "new")
+
+
+def test_folder_in_use_is_never_written_into(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected a folder that is new or empty, found it in use; choose another"):
+        run(model, outcomes, scores, model)
+
+
+def test_scores_of_another_network_are_refused(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    scores.write_text(scores.read_text().replace("ab" * 32, "cd" * 32))
+    with pytest.raises(UsageError, match=r"expected scores of network abababababab, .*, found cdcdcdcdcdcd; sc"):
+        run(model, outcomes, scores, tmp_path / "new")
+
+
+def test_outcomes_that_join_nothing_write_nothing(model: Path, scores: Path, tmp_path: Path) -> None:
+    strangers = write_table(tmp_path / "x.csv", ["sop_uid", "any"], [["9.9", 1]])
+    with pytest.raises(FastichError, match=r"expected a slice that was scored, found none of 1, first 9\.9"):
+        run(model, strangers, scores, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_calibration_in_the_manifest_is_named(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    contract.write_manifest(model, dataclasses.replace(contract.read_manifest(model), calibration={"method": "x"}))
+    with pytest.raises(ArtifactError, match=r"model\.json: damaged, calibration: expected a document.*; export again"):
+        run(model, outcomes, scores, tmp_path / "new")
+
+
+def test_file_that_does_not_say_what_it_should_is_not_written(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recalibrate, "with_calibration", lambda content, calibration, where: content)
+    with pytest.raises(ArtifactError, match=r"recalibrated vs numpy: expected max_abs_probability up to .*nothing was"):
+        run(model, outcomes, scores, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_torchscript_alone_cannot_be_recalibrated(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    add_file(model, TORCHSCRIPT_FILE)
+    artifact = contract.read_manifest(model)
+    alone = {TORCHSCRIPT_FILE: artifact.files[TORCHSCRIPT_FILE]}
+    contract.write_manifest(model, dataclasses.replace(artifact, files=alone))
+    with pytest.raises(ArtifactError, match=r"expected an ONNX file, found model\.ts alone; export model\.onnx"):
+        run(model, outcomes, scores, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "best"}, "threshold rule: expected max-f1, youden, sensitivity or specificity, found 'best'"),
+        ({"least": 0}, "--least must be >= 1, found 0"),
+        ({"folds": 1}, "--folds must be >= 2, found 1"),
+        ({"seed": -1}, "--seed must be >= 0, found -1"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecalibrateConfig(model=Path("m"), outcomes=Path("o"), scores=Path("s"), out=Path("n"), **options)
+
+
+def test_recalibration_imports_no_torch() -> None:
+    code = "import sys, fastich.recalibrate; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

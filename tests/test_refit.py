@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+
+from fastich import conformal
+from fastich.artifact import Thresholds
+from fastich.calibration import NONE, Calibration, LabelCalibration, fit
+from fastich.errors import FastichError
+from fastich.labels import LABELS
+from fastich.outcomes import Joined, Outcomes
+from fastich.refit import choose_thresholds, document, refit_labels, refit_triage
+
+OUTCOMES = Outcomes(unit="slice", labels={}, sha256="cd" * 32)
+OLD = Thresholds(values=(0.11, 0.12, 0.13, 0.14, 0.15, 0.16), rule="max-f1 on val")
+
+
+def joined(num_rows: int = 900, seed: int = 0, rare: int = 5) -> Joined:
+    """Overconfident logits; epidural has ``rare`` positives, intraparenchymal is never known."""
+    rng = np.random.default_rng(seed)
+    honest = rng.normal(-1, 1.5, (num_rows, 6))
+    labels = (rng.random(honest.shape) < 1 / (1 + np.exp(-honest))).astype(np.int64)
+    labels[:, 0] = 0
+    labels[:rare, 0] = 1
+    labels[:, 1] = -1
+    return Joined(
+        logit=3 * honest + 1,
+        labels=labels,
+        patients=np.array([f"P{i // 6}" for i in range(num_rows)], dtype=object),
+        without_score=(),
+    )
+
+
+def refitted(before: Calibration = NONE, **asked: int):
+    return refit_labels(before, joined(), **({"least": 20, "folds": 5, "seed": 0} | asked), where="here")
+
+
+def test_labels_with_enough_are_platts_on_the_raw_logits_and_others_keep_what_they_had() -> None:
+    before = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.7, bias=0.1),) * 6)
+    found = refitted(before)
+    plain = fit(joined().logit, joined().labels, "platt")
+    assert found.calibration.of_label[2:] == plain.of_label[2:]
+    assert found.calibration.of_label[:2] == before.of_label[:2]
+    assert found.kept == {
+        "epidural": "needs 20 positives and negatives, found 5 and 895",
+        "intraparenchymal": "needs 20 positives and negatives, found 0 and 0",
+    }
+
+
+def test_fewer_positives_suffice_where_asked() -> None:
+    assert "epidural" not in refitted(least=5).kept
+
+
+def test_figures_are_cross_fitted_and_those_of_kept_labels_do_not_move() -> None:
+    quality = refitted().quality
+    for label in LABELS[2:5]:  # any is raised to the largest of unrelated labels here
+        assert quality[label]["after"]["brier"] < quality[label]["before"]["brier"]
+        assert quality[label]["after"]["ece"] < 0.6 * quality[label]["before"]["ece"]
+    assert quality["epidural"]["after"] == quality["epidural"]["before"]
+    assert quality["intraparenchymal"]["before"] is None
+    fitted_on_all = fit(joined().logit, joined().labels, "platt").probability(joined().logit)[:, 2]
+    in_sample = float(np.mean((fitted_on_all - (joined().labels[:, 2] == 1)) ** 2))
+    assert quality["intraventricular"]["after"]["brier"] > in_sample
+
+
+def test_label_whose_slope_is_not_above_zero_keeps_its_calibration() -> None:
+    turned = joined()
+    turned.logit[:, 3] *= -1
+    found = refit_labels(NONE, turned, least=20, folds=5, seed=0, where="here")
+    assert found.kept["subarachnoid"].startswith("refused: expected a slope above 0, found -")
+    assert found.calibration.of_label[3] == NONE.of_label[3]
+
+
+def test_outcomes_with_too_few_of_every_label_are_an_error_that_says_why() -> None:
+    with pytest.raises(
+        FastichError,
+        match=r"here: expected a label that can be fitted anew, found none \(epidural: needs 5000 positives and",
+    ):
+        refitted(least=5000)
+
+
+def test_outcomes_of_one_patient_are_an_error() -> None:
+    alone = joined()
+    alone.patients[:] = "P"
+    with pytest.raises(FastichError, match="here: expected outcomes of two patients or more, found 1"):
+        refit_labels(NONE, alone, least=20, folds=5, seed=0, where="here")
+
+
+def test_fewer_patients_than_folds_make_fewer_folds() -> None:
+    few = joined()
+    few.patients[:] = [f"P{i % 3}" for i in range(len(few.patients))]
+    refit_labels(NONE, few, least=20, folds=5, seed=0, where="here")
+
+
+def test_stored_rule_chooses_again_where_the_calibration_is_new() -> None:
+    refit = refitted()
+    found = choose_thresholds(OLD, refit, joined(), "stored", OUTCOMES)
+    assert found.values[:2] == OLD.values[:2]
+    assert all(new != old for new, old in zip(found.values[2:], OLD.values[2:], strict=True))
+    assert found.rule == "max-f1 on slice outcomes cdcdcdcdcdcd, not epidural, intraparenchymal"
+    again = choose_thresholds(found, refit, joined(), "stored", OUTCOMES)
+    assert again == found
+
+
+def test_rule_of_the_command_line_wins_and_is_reached() -> None:
+    refit = refitted()
+    found = choose_thresholds(OLD, refit, joined(), "sensitivity:0.9", OUTCOMES)
+    said = refit.calibration.probability(joined().logit) >= np.array(found.values)
+    for i in range(2, 6):
+        assert said[joined().labels[:, i] == 1, i].mean() >= 0.9
+    assert found.rule.startswith("sensitivity:0.9 on slice outcomes")
+
+
+@pytest.mark.parametrize(("rule", "stored"), [("keep", "max-f1 on val"), ("stored", "default 0.5")])
+def test_thresholds_are_kept_on_demand_and_where_no_rule_is_stored(rule: str, stored: str) -> None:
+    old = Thresholds(values=OLD.values, rule=stored)
+    found = choose_thresholds(old, refitted(), joined(), rule, OUTCOMES)
+    assert found == Thresholds(values=OLD.values, rule=f"{stored}, kept when recalibrated")
+
+
+def test_triage_is_chosen_again_on_studies_with_the_old_alphas() -> None:
+    was = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.1, alpha_alarm=0.2)
+    made, note = refit_triage(was, refitted().calibration, joined(), "study")
+    assert made is not None
+    assert (made["alpha_miss"], made["alpha_alarm"]) == (0.1, 0.2)
+    assert made["num_bleed"] + made["num_without"] == 900
+    assert note == "chosen again on the outcomes"
+
+
+def test_triage_on_too_few_studies_says_what_is_needed() -> None:
+    was = conformal.Triage(alpha_miss=0.001, alpha_alarm=0.2, num_bleed=1, num_without=1, clear=None, flag=None)
+    made, note = refit_triage(was, refitted().calibration, joined(), "study")
+    assert made is not None
+    assert made["clear"] is None
+    assert note.startswith(
+        "chosen again on the outcomes; nothing is cleared: alpha 0.001 needs 999 calibration studies"
+    )
+
+
+def test_triage_is_left_out_where_outcomes_are_of_slices() -> None:
+    was = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.1, alpha_alarm=0.2)
+    made, note = refit_triage(was, refitted().calibration, joined(), "slice")
+    assert made is None
+    assert note.startswith("left out: its thresholds are of the old probabilities")
+    assert refit_triage(None, NONE, joined(), "study") == (None, "the model has none")
+
+
+def test_document_says_from_what_and_what_was_before() -> None:
+    refit = refitted()
+    found = document(refit, joined(), OUTCOMES, {"method": "none"})
+    assert Calibration.from_document(found) == refit.calibration
+    assert found["previous"] == {"method": "none"}
+    assert (found["outcomes_sha256"], found["num_rows"], found["num_patients"]) == ("cd" * 32, 900, 150)
+    assert set(found["quality"]["any"]["after"]) == {"ece", "brier"}
+    assert found["quality"]["intraparenchymal"] == {"before": None, "after": None}
