@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from fastich.artifact import TensorSpec, has_external_data
-from fastich.calibration import KNOTS, NONE, Calibration, constants
+from fastich.calibration import NONE, PIECEWISE, Calibration, constants
 from fastich.errors import ArtifactError
 from fastich.labels import ANY
 from fastich.models.onnx_graph import OPSET
@@ -84,26 +84,15 @@ NO_KNOTS = """
 """
 KNOTTED = """
     {of}_across = Unsqueeze ({logit}, one)
-    {of}_passed = GreaterOrEqual ({of}_across, {of}_calibration_knots)
-    {of}_passed_int = Cast <to = 7> ({of}_passed)
-    {of}_count = ReduceSum <keepdims = 0> ({of}_passed_int, one)
-    {of}_before = Sub ({of}_count, one)
-    {of}_at = Max ({of}_before, zero)
-    {of}_next = Add ({of}_at, one)
-    {of}_low = GatherElements <axis = 0> ({of}_calibration_knots, {of}_at)
-    {of}_high = GatherElements <axis = 0> ({of}_calibration_knots, {of}_next)
-    {of}_p_low = GatherElements <axis = 0> ({of}_calibration_values, {of}_at)
-    {of}_p_high = GatherElements <axis = 0> ({of}_calibration_values, {of}_next)
-    {of}_way = Sub ({logit}, {of}_low)
-    {of}_length = Sub ({of}_high, {of}_low)
-    {of}_ratio = Div ({of}_way, {of}_length)
-    {of}_part = Clip ({of}_ratio, nothing, whole)
-    {of}_rise = Sub ({of}_p_high, {of}_p_low)
-    {of}_risen = Mul ({of}_rise, {of}_part)
-    {of}_between = Add ({of}_p_low, {of}_risen)
+    {of}_way = Sub ({of}_across, {of}_calibration_starts)
+    {of}_ratio = Div ({of}_way, {of}_calibration_widths)
+    {of}_passed = Clip ({of}_ratio, nothing, whole)
+    {of}_risen = Mul ({of}_passed, {of}_calibration_rises)
+    {of}_sum = ReduceSum <keepdims = 0> ({of}_risen, one)
+    {of}_between = Add ({of}_calibration_base, {of}_sum)
     {of}_each = Where ({of}_calibration_piecewise, {of}_between, {of}_smooth)
 """
-"""As ``models/calibrator.py``: one segment between two knots is looked up, flat beyond them."""
+"""As ``models/calibrator.py``: how far the logit has passed each segment between knots adds up."""
 ANY_RULE = """
     {of}_subtypes = Slice ({of}_each, zero, any, one)
     {of}_most = ReduceMax ({of}_each, one)
@@ -127,7 +116,7 @@ def study_onnx_bytes(
         ArtifactError: the checker found a fault.
     """
     calibrations = {"slice": constants(slice_calibration), "study": constants(study_calibration)}
-    graph = onnx.parser.parse_graph(_text(model, {of for of, found in calibrations.items() if KNOTS in found}))
+    graph = onnx.parser.parse_graph(_text(model, {of for of, found in calibrations.items() if PIECEWISE in found}))
     arrays = {name: value.numpy() for name, value in _tensors(model).items()}
     arrays |= {f"{of}_{name}": value for of, found in calibrations.items() for name, value in found.items()}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items())
