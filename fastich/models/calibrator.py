@@ -46,7 +46,7 @@ class Calibrator(nn.Module):
         A segment that was passed counts exactly 1, for its width is the difference that float32 gives, too; so a step
         between two logits that float32 can just tell apart stays a step. Where tables are filled up nothing rises, and
         the least width keeps engines that multiply by 1 / width from infinity less infinity. No integers and no
-        look-up: OpenVINO 2026.1 takes wrong rows in a GatherElements whose index is a sum of comparisons.
+        look-up: OpenVINO 2026.4 takes wrong rows in a GatherElements whose index is a sum of comparisons.
         """
         starts_MK, p_start_MK = self.calibration_knots[:-1], self.calibration_values[:-1]
         widths_MK = (self.calibration_knots[1:] - starts_MK).clamp(min=LEAST_WIDTH)
