@@ -80,7 +80,7 @@ def test_graph_of_an_older_export_is_refused_by_name() -> None:
 
 
 def test_knots_need_a_graph_with_knots() -> None:
-    with pytest.raises(ArtifactError, match=rf"expected constants .*calibrator\.{PIECEWISE}, .*found none"):
+    with pytest.raises(ArtifactError, match=rf"expected constants calibrator\.{PIECEWISE}, found none"):
         with_calibration(graph_of(NONE), ISOTONIC)
 
 
