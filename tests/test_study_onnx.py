@@ -118,9 +118,11 @@ def test_constants_of_the_calibrations_can_be_found_by_name() -> None:
         "slice_calibration_bias",
         "study_calibration_scale",
         "study_calibration_bias",
-        "study_calibration_knots",
-        "study_calibration_values",
         "study_calibration_piecewise",
+        "study_calibration_base",
+        "study_calibration_starts",
+        "study_calibration_widths",
+        "study_calibration_rises",
     }
 
 
