@@ -16,6 +16,7 @@ VERBS = {
     "verify": "check every byte, index row and split of a records folder",
     "train": "train a network on records",
     "evaluate": "judge a trained network on held-out patients, with a report",
+    "submit": "write the challenge's submission file for records of its test set",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "score": "score DICOM files, folders or studies with an exported model",
     "demo": "the main job, end to end, on synthetic studies or your own",

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dicom",
         "records",
         "rsna",
+        "submission",
         "splits",
         "folds",
         "preprocess",
@@ -35,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "loaders", "packing", "phantom", "report", "serve"),
     ("checkpoint", "inspect", "pack", "verify", "score", "parity", "quantize"),
     ("training", "variants"),
-    ("train", "evaluate", "export"),
+    ("train", "evaluate", "submit", "export"),
     ("demo", "cli"),
 )
 
@@ -61,6 +62,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "records",
         "rsna",
         "splits",
+        "submission",
         "packing",
         "verify",
         "loaders",
