@@ -23,6 +23,7 @@ VERBS = {
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "model_card": "what a model folder holds, is for and is worth, in words: Markdown and HTML",
     "score": "score DICOM files, folders or studies with an exported model",
+    "explain": "where findings come from: key slices with class maps over them, and whether the maps point at masks",
     "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
     "experiment": "what slice context, calibration and thresholds are worth, on synthetic studies",
     "demo": "the main job, end to end, on synthetic studies or your own",

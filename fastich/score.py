@@ -69,6 +69,28 @@ class ScoreConfig:
                 raise UsageError(f"--{name.replace('_', '-')} must be >= 1, found {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """The network, how many slices it sees at once, and what is kept beside probabilities and logits."""
+
+    session: Session
+    batch_size: int
+    keep_embedding: bool
+    keep_cam: bool = False
+
+    def answers(self, scores: Scores, first: int, stop: int) -> list[SliceAnswer]:
+        """What was said of slices ``first`` to ``stop`` - 1 of a batch."""
+        return [
+            SliceAnswer(
+                probability=scores.probability[i],
+                logit=scores.logit[i],
+                embedding=scores.embedding[i] if self.keep_embedding else None,
+                cam=scores.cam[i] if self.keep_cam else None,
+            )
+            for i in range(first, stop)
+        ]
+
+
 def main(argv: list[str]) -> int:
     """Run the verb."""
     made = verb.parser("score", __doc__.split("\n\n")[0])
@@ -103,13 +125,7 @@ def score(
     rejects: list[Reject] = []
     ask = Asked(session=session, batch_size=config.batch_size, keep_embedding=study_session is not None)
     with Decoder() as decoder:
-        slices = read_all(paths, decoder, rejects)
-        if session.artifact.input_order == "any":
-            headers, found = score_stream(slices, ask)
-            studies = group_studies(headers)
-        else:
-            studies = group_studies([one.header for one in slices])
-            found = score_in_order(studies, decoder, ask)
+        studies, found = look_at(paths, ask, decoder, rejects)
     limits, triage = thresholds_of(session, study_session)[1], triage_of(session, study_session)
     rows = [study_row(study, judge(study, found, study_session), limits, triage, config.top_k) for study in studies]
     return {
@@ -118,6 +134,16 @@ def score(
         "studies": sorted(rows, key=lambda row: (-row["probability"]["any"], row["study_uid"], row["patient_id"])),
         "not_scored": [{"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in rejects],
     }
+
+
+def look_at(paths: Sequence[Path], ask: Asked, decoder: Decoder, rejects: list[Reject]) -> tuple[list[Study], Answers]:
+    """The studies below ``paths`` and what the network says of every slice; what cannot be used joins ``rejects``."""
+    slices = read_all(paths, decoder, rejects)
+    if ask.session.artifact.input_order == "any":
+        headers, found = score_stream(slices, ask)
+        return group_studies(headers), found
+    studies = group_studies([one.header for one in slices])
+    return studies, score_in_order(studies, decoder, ask)
 
 
 def read_all(paths: Sequence[Path], decoder: Decoder, rejects: list[Reject]) -> Iterator[Slice]:
@@ -133,26 +159,6 @@ def read_all(paths: Sequence[Path], decoder: Decoder, rejects: list[Reject]) -> 
             continue
         for one in slices:
             yield Slice(header=dataclasses.replace(one.header, path=str(path)), hu=one.hu)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """The network, how many slices it sees at once, and whether what a sequence model needs is kept."""
-
-    session: Session
-    batch_size: int
-    keep_embedding: bool
-
-    def answers(self, scores: Scores, first: int, stop: int) -> list[SliceAnswer]:
-        """What was said of slices ``first`` to ``stop`` - 1 of a batch."""
-        return [
-            SliceAnswer(
-                probability=scores.probability[i],
-                logit=scores.logit[i],
-                embedding=scores.embedding[i] if self.keep_embedding else None,
-            )
-            for i in range(first, stop)
-        ]
 
 
 def score_stream(slices: Iterator[Slice], ask: Asked) -> tuple[list[SliceHeader], Answers]:

@@ -29,11 +29,14 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceAnswer:
-    """What the network says of one slice: ``probability`` and ``logit`` [6], ``embedding`` [C] or None if not kept."""
+    """What the network says of a slice: ``probability`` and ``logit`` [6], and if kept ``embedding`` [C] and ``cam``
+    [6, h, w].
+    """
 
     probability: NDArray[np.float32]
     logit: NDArray[np.float32]
-    embedding: NDArray[np.float32] | None
+    embedding: NDArray[np.float32] | None = None
+    cam: NDArray[np.float32] | None = None
 
 
 Answers = Mapping[Place, SliceAnswer]

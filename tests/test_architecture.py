@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
         "calibration",
         "calibration_fit",
+        "class_maps",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
     (
@@ -59,6 +60,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "study_rule",
         "score",
         "model_card",
+        "pointing",
         "export_evaluation",
         "parity",
         "quantize",
@@ -70,7 +72,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "outcomes",
         "refit",
     ),
-    ("training", "variants"),
+    ("training", "variants", "findings", "explain"),
     (
         "train",
         "train_study",

@@ -54,6 +54,12 @@ def render_report(
     )
 
 
+def render_explanation(report: dict[str, Any], subjects: Sequence[str]) -> str:
+    """The page of ``fastich.explain``: ``report`` is what findings.json holds, ``subjects`` its kinds of slices."""
+    css = (_HERE / "report.css").read_text(encoding="utf-8")
+    return environment().get_template("explain.html").render(r=report, labels=LABELS, subjects=subjects, css=css)
+
+
 def environment() -> Environment:
     """The jinja2 environment of the report: escapes everything, refuses names that are not defined."""
     made = Environment(
