@@ -97,19 +97,20 @@ def _rates(rows: Sequence[Row], seed: int) -> dict[str, Any] | None:
     if not rows:
         return None
     studies = [row.study_uid for row in rows]
-    drawn = metrics.PatientCounts.draw(studies, NUM_RESAMPLES, seed)
-    found: dict[str, Any] = {"num_slices": len(rows), "num_studies": len(set(studies))}
+    of_row, num_studies = metrics.patient_numbers(studies)
+    drawn = (of_row, metrics.resample_counts(num_studies, NUM_RESAMPLES, seed)) if num_studies > 1 else None
+    found: dict[str, Any] = {"num_slices": len(rows), "num_studies": num_studies}
     for rate, chance in RATES.items():
         defined = np.array([getattr(row.pointing, rate) is not None for row in rows])
         for name in (rate, chance):
             values = np.array([float(getattr(row.pointing, name) or 0) for row in rows]) * defined
-            found[name] = _estimate(values, defined, drawn if len(set(studies)) > 1 else None)
+            found[name] = _estimate(values, defined, drawn)
         found[f"num_{rate}"] = int(defined.sum())
     return found
 
 
 def _estimate(
-    values: NDArray[np.float64], defined: NDArray[np.bool_], drawn: metrics.PatientCounts | None
+    values: NDArray[np.float64], defined: NDArray[np.bool_], drawn: tuple[NDArray[np.intp], NDArray[np.float64]] | None
 ) -> dict[str, Any]:
     """The mean over the defined, with its interval by study.
 
@@ -118,6 +119,6 @@ def _estimate(
     value = float(values.sum() / defined.sum()) if defined.any() else None
     interval = None
     if drawn is not None and len(set(values[defined])) > 1:
-        interval = metrics.percentile_interval(metrics.counts_ratio(values, defined, drawn.of_row, drawn.counts_RP))
+        interval = metrics.percentile_interval(metrics.counts_ratio(values, defined, *drawn))
     span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else dataclasses.asdict(interval)
     return {"value": value, **span}

@@ -24,8 +24,9 @@ from fastich.loaders.order import ALL_ROWS
 from fastich.records.reader import RecordReader
 from fastich.report.results import PROBABILITY_COLUMNS
 from fastich.training.environment import num_cores, torch_threads
+from fastich.training.feed import Feed
 from fastich.training.precision import choose_device, choose_precision
-from fastich.training.prediction import Feed, load_members, predict_members
+from fastich.training.prediction import load_members, predict_members
 from fastich.training.views import NONE, parse_views
 from fastich.verb import option, required
 

@@ -13,7 +13,8 @@ from fastich.loaders import LoaderConfig, open_loader, source
 from fastich.loaders.augment import Augmentation
 from fastich.records.reader import RecordReader
 from fastich.training import embedder
-from fastich.training.embedder import Embedder, Feed, ensure_store, stores_of
+from fastich.training.embedder import Embedder, ensure_store, stores_of
+from fastich.training.feed import Feed
 from fastich.training.precision import Precision
 
 NUM_SLICES = LENGTH * sum(NUM_STUDIES.values())

@@ -11,7 +11,7 @@ from fastich import checkpoint, study_run, train_study
 from fastich.errors import CheckpointError, FastichError
 from fastich.records.reader import RecordReader
 from fastich.study_run import load_study_run, predict_studies
-from fastich.training.embedder import Feed
+from fastich.training.feed import Feed
 from fastich.training.precision import Precision
 from fastich.training.study_config import StudyConfig
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from fastich.records.index import series_numbers
 from fastich.records.reader import RecordReader
-from fastich.training.embedder import Feed, stores_of
+from fastich.training.embedder import stores_of
+from fastich.training.feed import Feed
 from fastich.training.precision import Precision
 from fastich.training.study_data import Changes, StudySet, series_of
 from fastich.training.study_source import EndToEnd, Stored
