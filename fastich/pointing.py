@@ -4,7 +4,6 @@ Masks are those of the phantom: ``MASKS/<study>.npz`` with ``masks`` [N, H, W] (
 ``sop_uids`` [N]. A slice carries a label where its mask covers at least ``phantom.study.VISIBLE_MM2``.
 """
 
-import dataclasses
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,28 +96,29 @@ def _rates(rows: Sequence[Row], seed: int) -> dict[str, Any] | None:
     if not rows:
         return None
     studies = [row.study_uid for row in rows]
-    of_row, num_studies = metrics.patient_numbers(studies)
-    drawn = (of_row, metrics.resample_counts(num_studies, NUM_RESAMPLES, seed)) if num_studies > 1 else None
-    found: dict[str, Any] = {"num_slices": len(rows), "num_studies": num_studies}
+    of_row, count = metrics.patient_numbers(studies)
+    counts = metrics.resample_counts(count, NUM_RESAMPLES, seed)
+    found: dict[str, Any] = {"num_slices": len(rows), "num_studies": len(set(studies))}
     for rate, chance in RATES.items():
         defined = np.array([getattr(row.pointing, rate) is not None for row in rows])
         for name in (rate, chance):
             values = np.array([float(getattr(row.pointing, name) or 0) for row in rows]) * defined
-            found[name] = _estimate(values, defined, drawn)
+            found[name] = _estimate(values, defined, of_row, counts)
         found[f"num_{rate}"] = int(defined.sum())
     return found
 
 
 def _estimate(
-    values: NDArray[np.float64], defined: NDArray[np.bool_], drawn: tuple[NDArray[np.intp], NDArray[np.float64]] | None
+    values: NDArray[np.float64], defined: NDArray[np.bool_], of_row: NDArray[np.intp], counts_RS: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """The mean over the defined, with its interval by study.
+    """The mean over the defined, with its interval by study; where all hit or none, the exact binomial one.
 
-    One study has none, and neither have equal values: resampling them would claim to be sure.
+    One study with both has none: resampling it would claim to be sure.
     """
-    value = float(values.sum() / defined.sum()) if defined.any() else None
-    interval = None
-    if drawn is not None and len(set(values[defined])) > 1:
-        interval = metrics.percentile_interval(metrics.counts_ratio(values, defined, *drawn))
-    span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else dataclasses.asdict(interval)
-    return {"value": value, **span}
+    if not defined.any():
+        return metrics.estimate(None)
+    interval = metrics.percentile_interval(metrics.counts_ratio(values, defined, of_row, counts_RS))
+    interval = metrics.all_or_none(interval, of_row[defined])
+    if interval is not None and interval.low == interval.high:
+        interval = None
+    return metrics.estimate(float(values.sum() / defined.sum()), interval)

@@ -86,11 +86,16 @@ def test_label_that_no_slice_carries_is_undefined() -> None:
     assert {label for label in LABELS if found[label][SUBJECTS[0]] is None} == set(LABELS[:-1])
 
 
-@pytest.mark.parametrize("rows", [[row("a"), row("a", hit=False)], [row("a"), row("b"), row("c")]])
-def test_one_study_or_equal_values_have_no_interval(rows: list[Row]) -> None:
-    found = summary(rows, 10)["labels"]["any"][SUBJECTS[0]]["hit"]
-    assert found["value"] is not None
+def test_one_study_has_no_interval() -> None:
+    found = summary([row("a"), row("a", hit=False)], 10)["labels"]["any"][SUBJECTS[0]]["hit"]
+    assert found["value"] == 0.5
     assert found["low"] is found["high"] is None
+
+
+def test_all_hits_have_the_exact_interval_of_as_many_trials_as_studies() -> None:
+    found = summary([row("a"), row("b"), row("b"), row("c")], 10)["labels"]["any"][SUBJECTS[0]]["hit"]
+    assert (found["value"], found["high"]) == (1, 1)
+    assert found["low"] == pytest.approx(0.025 ** (1 / 3))
 
 
 def test_energy_that_is_nowhere_defined_is_none() -> None:

@@ -10,7 +10,8 @@ from toy_study import sequence_model
 
 from fastich import calibration
 from fastich.artifact import has_external_data
-from fastich.calibration import Calibration
+from fastich.calibration import BIAS, SCALE, Calibration
+from fastich.calibration_graph import with_calibration
 from fastich.errors import ArtifactError
 from fastich.labels import ANY
 from fastich.models import study_onnx
@@ -113,17 +114,20 @@ def test_probabilities_are_those_of_the_calibrations(slice_method: str, study_me
 def test_constants_of_the_calibrations_can_be_found_by_name() -> None:
     graph = onnx.load_from_string(study_onnx_bytes(model("gru"), fitted("platt", 0), fitted("isotonic", 0))).graph
     names = {tensor.name for tensor in graph.initializer if "calibration" in tensor.name}
-    assert names == {
-        "slice_calibration_scale",
-        "slice_calibration_bias",
-        "study_calibration_scale",
-        "study_calibration_bias",
-        "study_calibration_piecewise",
-        "study_calibration_base",
-        "study_calibration_starts",
-        "study_calibration_widths",
-        "study_calibration_rises",
-    }
+    of_study = set(calibration.constants(fitted("isotonic", 0)))
+    assert len(of_study) == 7
+    assert names == {f"slice_{name}" for name in (SCALE, BIAS)} | {f"study_{name}" for name in of_study}
+
+
+def test_a_site_can_put_its_own_constants_in_place() -> None:
+    content = study_onnx_bytes(model("gru"), fitted("platt", 0), fitted("platt", 1))
+    own = fitted("platt", 2)
+    changed = run(with_calibration(content, own, prefix="study_", where="study.onnx"), *study(20))
+    expected = own.probability(changed["study_logit"][None])[0]
+    np.testing.assert_allclose(changed["study_probability"], expected, atol=2e-6)
+    before = run(content, *study(20))
+    np.testing.assert_array_equal(changed["slice_probability"], before["slice_probability"])
+    assert np.abs(changed["study_probability"] - before["study_probability"]).max() > 1e-3
 
 
 def test_graph_holds_one_gru_whatever_the_length() -> None:
