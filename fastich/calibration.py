@@ -5,7 +5,7 @@ probability, so no ranking changes, and p(any) >= max p(subtype) is enforced beh
 float32, the precision of the exported graph, so that the document, numpy and the graph compute with the same numbers.
 A label that cannot be fitted keeps the sigmoid, and the document says why. Fitting 100,000 slices takes under a second.
 
-Slices or studies: any logits [N, 6]. Shapes: N rows, K = 6 labels in the order of ``labels.LABELS``, M segments.
+Slices or studies: any logits [N, 6]. Shapes: N rows, K = 6 labels in the order of ``labels.LABELS``, M knots.
 """
 
 import functools
@@ -32,9 +32,10 @@ FOLD_STREAM = 11
 """Second word of the seed of ``cross_fitted``'s folds."""
 
 SCALE, BIAS = "calibration_scale", "calibration_bias"
-PIECEWISE, BASE = "calibration_piecewise", "calibration_base"
-STARTS, WIDTHS, RISES = "calibration_starts", "calibration_widths", "calibration_rises"
+KNOTS, VALUES, PIECEWISE = "calibration_knots", "calibration_values", "calibration_piecewise"
 """Names of the constants in an exported graph, whatever the exporter calls the rest."""
+BEYOND = np.float32(3e38)
+"""Where a label's table of knots is filled up: no logit reaches it, and float32 holds it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,11 +155,9 @@ def _label_from(document: Mapping[str, Any]) -> LabelCalibration:
 
 
 def constants(calibration: Calibration) -> dict[str, NDArray[Any]]:
-    """What a graph needs, by name: float32 scale [K] and bias [K]; with knots also the line through them, as segments.
+    """What a graph needs, by name: float32 scale [K] and bias [K]; with knots also their tables [M, K], and bool [K].
 
-    Each segment m has a start, a width and a rise, float32 [M, K]; the probability is the base [K] plus the part of
-    each rise that the logit has passed. Shorter tables are filled with segments that do not rise. Bool [K] says which
-    labels have knots.
+    Each label's table ends in at least one knot at ``BEYOND`` with the last value, so every logit has a next knot.
     """
     each = calibration.of_label
     found: dict[str, NDArray[Any]] = {
@@ -168,14 +167,12 @@ def constants(calibration: Calibration) -> dict[str, NDArray[Any]]:
     if not any(one.knots for one in each):
         return found
     tables = [np.array(one.knots or ((0.0, 0.0),), dtype=np.float32) for one in each]
-    starts, widths, rises = np.zeros((3, max(map(len, tables)) - 1, NUM_LABELS), dtype=np.float32)
-    widths += 1
-    for i, table in enumerate(tables):
-        segments = slice(len(table) - 1), i
-        starts[segments] = table[:-1, 0]
-        widths[segments], rises[segments] = np.diff(table, axis=0).T
-    found |= {STARTS: starts, WIDTHS: widths, RISES: rises, PIECEWISE: np.array([bool(one.knots) for one in each])}
-    return found | {BASE: np.array([table[0, 1] for table in tables], dtype=np.float32)}
+    rows = max(map(len, tables)) + 1
+    x = [np.append(table[:, 0], np.full(rows - len(table), BEYOND)) for table in tables]
+    y = [np.append(table[:, 1], np.full(rows - len(table), table[-1, 1])) for table in tables]
+    found[KNOTS], found[VALUES] = np.stack(x, axis=1), np.stack(y, axis=1)
+    found[PIECEWISE] = np.array([bool(one.knots) for one in each])
+    return found
 
 
 def fit(logit_NK: ArrayLike, labels_NK: ArrayLike, method: str) -> Calibration:

@@ -19,6 +19,7 @@ VERBS = {
     "train_study": "train the sequence model: what a CNN says of each slice -> what the study says",
     "evaluate": "judge a trained network on held-out patients, with a report",
     "compare": "is one run better than another? differences with intervals and p-values",
+    "submit": "write the challenge's submission file for records of its test set",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "model_card": "what a model folder holds, is for and is worth, in words: Markdown and HTML",
     "score": "score DICOM files, folders or studies with an exported model",

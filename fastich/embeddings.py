@@ -25,7 +25,7 @@ from fastich.errors import FastichError, RecordError
 from fastich.files import fsync_folder, sha256_file, write_json
 from fastich.labels import NUM_LABELS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SIDE_FOLDER = "side"
 EMBEDDING, LOGIT, ROWS, META = "embedding.npy", "logit.npy", "rows.npy", "meta.json"
 WHAT_TO_DO = "remove that folder: it is made again"

@@ -1,7 +1,8 @@
 """A study run opened: a CNN and its sequence model, and what the two say of the studies of a split.
 
 The CNN is the one that the sequence model was trained with: its run folder is found from the study run's folder and its
-weights are compared, since a sequence model over another CNN's embeddings says nothing. What the CNN says of the
+weights are compared, since a sequence model over another CNN's embeddings says nothing. Where the two were trained end
+to end, the CNN's weights in the study run replace those that it started from. What the CNN says of the
 records is taken from their side store, which is made where it is missing.
 """
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastich.checkpoint import BEST, LAST, LoadedRun, load, load_run, restore_model, weights_sha256
+from torch import nn
+
+from fastich.checkpoint import BEST, LAST, LoadedRun, load, load_run, weights_sha256
 from fastich.errors import CheckpointError, FastichError
 from fastich.models.sequence import SequenceModel
 from fastich.records.reader import RecordReader
@@ -17,7 +20,7 @@ from fastich.training.embedder import stores_of
 from fastich.training.feed import Feed
 from fastich.training.study_config import build_sequence
 from fastich.training.study_data import StudySet, rows_of, series_of
-from fastich.training.study_folder import KIND
+from fastich.training.study_folder import CNN_PREFIX, KIND, restore_networks
 from fastich.training.study_predictions import StudyPredictions, predict
 
 STUDIES_AT_A_TIME = 8
@@ -66,16 +69,18 @@ def load_study_run(path: Path, which: str = "best", *, cnn: Path | None = None) 
         raise CheckpointError(f"{saved.path}: expected a study run's checkpoint, found a CNN's; give the study run")
     said = saved.meta["cnn"]
     sequence = build_sequence(saved.meta["config"], said["embedding_size"])
-    restore_model(sequence, saved)
     run = load_run(cnn or path / said["run"], said["which"])
     if (found := weights_sha256(run.model)) != said["weights_sha256"]:
         raise CheckpointError(
             f"{run.run}: expected the CNN with weights {said['weights_sha256'][:12]} that {path} was trained with, "
             f"found {found[:12]}; give its run folder, or train the sequence model again"
         )
+    networks = nn.ModuleDict({"sequence": sequence} | ({"cnn": run.model} if saved.part(CNN_PREFIX) else {}))
+    restore_networks(networks, saved)
+    networks.eval()
     return LoadedStudyRun(
         path=path,
-        sequence=sequence.eval(),
+        sequence=sequence,
         cnn=run,
         config=saved.meta["config"],
         dataset_sha256=saved.meta["dataset_sha256"],

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from fastich import checkpoint, verb
 from fastich.checkpoint import LoadedRun, load_run, weights_sha256
 from fastich.errors import FastichError, RecordError
 from fastich.files import write_json
+from fastich.records.index import series_numbers
 from fastich.records.reader import RecordReader
 from fastich.training import history
 from fastich.training.early_stopping import EarlyStopping
@@ -26,13 +29,14 @@ from fastich.training.embedder import stores_of
 from fastich.training.environment import device_name, host, torch_threads, versions
 from fastich.training.feed import Feed
 from fastich.training.position import Position
-from fastich.training.precision import choose_device, choose_precision
+from fastich.training.precision import Precision, choose_device, choose_precision
 from fastich.training.run_folder import RUN_JSON
 from fastich.training.study_config import StudyConfig, build_sequence
 from fastich.training.study_data import StudySet, rows_of, series_of
 from fastich.training.study_epoch import StudyJob, make_optimizer, run_epoch, validate
-from fastich.training.study_folder import StudyFolder, check_out, relative_run
+from fastich.training.study_folder import StudyFolder, check_out, relative_run, restore_networks
 from fastich.training.study_predictions import slice_loss, study_aucs
+from fastich.training.study_source import EndToEnd, Stored, StudySource
 
 
 def main(argv: list[str]) -> int:
@@ -70,11 +74,10 @@ def train_one(config: StudyConfig) -> dict[str, Any]:
         feed = Feed(
             precision=precision, batch_size=config.embed_batch_size, loader=config.loader, threads=config.num_threads
         )
-        with torch_threads(1):  # parts of a batch take the cores
-            training, validation = study_sets(config, run, reader, feed)
+        require_labelled(config, reader, run)
+        job = start(config, run, reader, open_source(config, run, reader, feed), precision)
         with torch_threads(config.num_threads):
-            job = start(config, run, reader, training, validation, precision.device)
-            position = job.folder.restore(job.model, job.optimizer, _beginning(job))
+            position = job.folder.restore(job.networks, job.optimizer, job.scaler, _beginning(job))
             while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
                 position = run_epoch(job, position)
             return _finish(job, position)
@@ -93,32 +96,50 @@ def require_same_records(records: Path, reader: RecordReader, run: LoadedRun) ->
         )
 
 
-def study_sets(config: StudyConfig, run: LoadedRun, reader: RecordReader, feed: Feed) -> tuple[StudySet, StudySet]:
-    """The training studies, with the augmented passes, and the validation studies."""
-    train_rows, val_rows = rows_of(reader, run.config, "train"), rows_of(reader, run.config, "val")
-    for split, rows in (("train", train_rows), ("val", val_rows)):
-        if not len(rows):
+def require_labelled(config: StudyConfig, reader: RecordReader, run: LoadedRun) -> None:
+    """Refuse records without a labelled slice to learn from or to validate on.
+
+    Raises:
+        FastichError: they are.
+    """
+    for split in ("train", "val"):
+        if not len(rows_of(reader, run.config, split)):
             raise FastichError(f"{config.records}: no labelled slices in split {split!r}; pack more patients")
-    stores = stores_of(run, config.records, reader, train_rows, config.embedding_passes, feed)
-    labels = reader.labels()
-    return (
-        StudySet(series=series_of(reader.index, train_rows), labels=labels, stores=stores),
-        StudySet(series=series_of(reader.index, val_rows), labels=labels, stores=stores[:1]),
+
+
+def open_source(config: StudyConfig, run: LoadedRun, reader: RecordReader, feed: Feed) -> StudySource:
+    """Training and validation studies, out of the side store (made where it is missing) or, end to end, of the CNN."""
+    train_rows, val_rows = rows_of(reader, run.config, "train"), rows_of(reader, run.config, "val")
+    labels, (training, val) = reader.labels(), (series_of(reader.index, rows) for rows in (train_rows, val_rows))
+    verb.say(f"studies: {len(training)} series to train, {len(val)} to validate")
+    if config.end_to_end:
+        run.model.to(feed.precision.device)
+        return EndToEnd(
+            run=run,
+            records=config.records,
+            labels=labels,
+            places=series_numbers(reader.index),
+            training=training,
+            val=val,
+            feed=feed,
+            seed=config.seed,
+        )
+    with torch_threads(1):  # parts of a batch take the cores
+        stores = stores_of(run, config.records, reader, train_rows, config.embedding_passes, feed)
+    return Stored(
+        training=StudySet(series=training, labels=labels, stores=stores),
+        val=StudySet(series=val, labels=labels, stores=stores[:1]),
     )
 
 
 def start(
-    config: StudyConfig,
-    run: LoadedRun,
-    reader: RecordReader,
-    training: StudySet,
-    validation: StudySet,
-    device: torch.device,
+    config: StudyConfig, run: LoadedRun, reader: RecordReader, source: StudySource, precision: Precision
 ) -> StudyJob:
     """The network with its first weights, on the device; all random numbers follow from the seed."""
     torch.manual_seed(config.seed)
-    embedding_size = training.stores[0].embedding_size
-    model = build_sequence(config.resolved(), embedding_size).to(device)
+    embedding_size = source.embedding_size
+    model = build_sequence(config.resolved(), embedding_size).to(precision.device)
+    networks = nn.ModuleDict({"sequence": model} | ({"cnn": run.model} if config.end_to_end else {}))
     cnn = {
         "run": relative_run(config.run, config.out),
         "which": config.which,
@@ -126,28 +147,28 @@ def start(
         "epoch": run.epoch,
         "embedding_size": embedding_size,
     }
-    folder = StudyFolder(path=config.out, config=config, dataset_sha256=reader.dataset_sha256, cnn=cnn)
-    verb.say(f"studies: {len(training.series)} series to train, {len(validation.series)} to validate")
     return StudyJob(
         config=config,
-        folder=folder,
+        folder=StudyFolder(path=config.out, config=config, dataset_sha256=reader.dataset_sha256, cnn=cnn),
         model=model,
-        optimizer=make_optimizer(model, config),
-        training=training,
-        validation=validation,
+        networks=networks,
+        optimizer=make_optimizer(networks, config),
+        scaler=GradScaler(precision.device.type, enabled=config.end_to_end and precision.needs_scaler),
+        source=source,
+        labels=reader.labels(),
         val_rows=rows_of(reader, run.config, "val"),
     )
 
 
 def _beginning(job: StudyJob) -> Position:
     """Before the first epoch: what is to be undercut is the log loss of the CNN alone, which the model starts as."""
-    loss, _ = slice_loss(validate(job), job.validation.labels)
+    loss, _ = slice_loss(validate(job), job.labels)
     return Position(stopping=EarlyStopping(best_loss=loss))
 
 
 def _finish(job: StudyJob, position: Position) -> dict[str, Any]:
     """Judge the best checkpoint on validation and write run.json."""
-    checkpoint.restore_model(job.model, checkpoint.load(job.folder.best))
+    restore_networks(job.networks, checkpoint.load(job.folder.best))
     summary = _summary(job, position)
     write_json(job.config.out / RUN_JSON, summary)
     found = summary["val"]
@@ -160,7 +181,7 @@ def _finish(job: StudyJob, position: Position) -> dict[str, Any]:
 
 def _summary(job: StudyJob, position: Position) -> dict[str, Any]:
     predicted = validate(job)
-    loss, cnn_loss = slice_loss(predicted, job.validation.labels)
+    loss, cnn_loss = slice_loss(predicted, job.labels)
     return {
         "kind": "study",
         "best_epoch": position.stopping.best_epoch,
@@ -172,7 +193,7 @@ def _summary(job: StudyJob, position: Position) -> dict[str, Any]:
             "cnn_log_loss": cnn_loss,
             "num_slices": len(predicted.rows),
             "num_studies": len(predicted.study_uid),
-            "study_auc": study_aucs(predicted, job.validation.labels),
+            "study_auc": study_aucs(predicted, job.labels),
         },
         "history": history.read(job.folder.path),
         "num_parameters": sum(parameter.numel() for parameter in job.model.parameters()),

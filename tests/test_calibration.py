@@ -251,14 +251,12 @@ def test_unknown_method_and_shape_are_refused() -> None:
         NONE.probability(np.zeros(4))
 
 
-def test_constants_of_a_graph_fill_shorter_tables_with_segments_that_do_not_rise() -> None:
-    short, long = (((0.0, 0.25), (1.0, 0.75)), ((-2.0, 0.0), (0.0, 0.5), (3.0, 0.75)))
+def test_constants_of_a_graph_fill_tables_of_knots_up_beyond_every_logit() -> None:
+    short, long = (((0.0, 0.1), (1.0, 0.9)), ((-2.0, 0.0), (0.0, 0.5), (3.0, 0.8)))
     of_label = tuple(LabelCalibration(method="isotonic", knots=knots) for knots in (short, long))
     found = constants(Calibration(method="isotonic", of_label=(*of_label, *NONE.of_label[:4])))
-    assert found["calibration_starts"][:, :3].T.tolist() == [[0, 0], [-2, 0], [0, 0]]
-    assert found["calibration_widths"][:, :3].T.tolist() == [[1, 1], [2, 3], [1, 1]]
-    assert found["calibration_rises"][:, :3].T.tolist() == [[0.5, 0], [0.5, 0.25], [0, 0]]
-    assert found["calibration_base"].tolist() == [0.25, 0, 0, 0, 0, 0]
+    assert found["calibration_knots"][:, 0].tolist() == [0, 1, np.float32(3e38), np.float32(3e38)]
+    assert found["calibration_values"][:, 1].tolist() == pytest.approx([0, 0.5, 0.8, 0.8])
     assert found["calibration_piecewise"].tolist() == [True, True, False, False, False, False]
     assert set(constants(NONE)) == {"calibration_scale", "calibration_bias"}
 

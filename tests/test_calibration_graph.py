@@ -31,7 +31,7 @@ MIXED = Calibration(method="platt", of_label=(SHORT, PLATT.of_label[1], *(SHORT,
 def graph_of(calibration: Calibration, zero_head: bool = False) -> bytes:
     network = SmallDense()
     if zero_head:
-        torch.nn.init.zeros_(network.densenet.classifier[-1].bias)
+        torch.nn.init.zeros_(network.head[-1].bias)
     return onnx_bytes(ServingModel(Front(SIZE, DEFAULT_WINDOWS, False), fold_batch_norm(network), calibration))
 
 
@@ -80,7 +80,7 @@ def test_graph_of_an_older_export_is_refused_by_name() -> None:
 
 
 def test_knots_need_a_graph_with_knots() -> None:
-    with pytest.raises(ArtifactError, match=rf"expected constants .*calibrator\.{PIECEWISE}, .*found none"):
+    with pytest.raises(ArtifactError, match=rf"expected constants calibrator\.{PIECEWISE}, found none"):
         with_calibration(graph_of(NONE), ISOTONIC)
 
 

@@ -9,10 +9,12 @@ from study_records import LENGTH, NUM_STUDIES, changed, loaded_cnn, write_studie
 
 from fastich.checkpoint import LoadedRun
 from fastich.embeddings import Store
-from fastich.loaders import LoaderConfig, open_loader
+from fastich.loaders import LoaderConfig, open_loader, source
+from fastich.loaders.augment import Augmentation
 from fastich.records.reader import RecordReader
 from fastich.training import embedder
-from fastich.training.embedder import Embedder, Feed, ensure_store, stores_of
+from fastich.training.embedder import Embedder, ensure_store, stores_of
+from fastich.training.feed import Feed
 from fastich.training.precision import Precision
 
 NUM_SLICES = LENGTH * sum(NUM_STUDIES.values())
@@ -75,6 +77,23 @@ def test_passes_hold_training_rows_each_changed_in_its_own_way(records: Path) ->
     assert [one.rows.tolist() for one in passes] == [TRAIN_ROWS.tolist()] * 2
     seen = [plain.embedding[TRAIN_ROWS], *(one.embedding for one in passes)]
     assert all((one != other).any(axis=1).mean() > 0.9 for one, other in zip(seen, [*seen[1:], seen[0]], strict=True))
+
+
+def test_slices_of_a_series_are_changed_alike(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[bytes]] = {}
+
+    def draw(seed: int, epoch: int, positions: np.ndarray) -> Augmentation:
+        made = real(seed, epoch, positions)
+        for item, place in enumerate(positions.tolist()):
+            seen.setdefault(place, set()).add(made.matrix(item, 16, 16).tobytes())
+        return made
+
+    real = source.draw
+    monkeypatch.setattr(source, "draw", draw)
+    fill(changed(loaded_cnn(records)), records, passes=1)
+    assert len(seen) == NUM_STUDIES["train"]
+    assert all(len(changes) == 1 for changes in seen.values())
+    assert len(set.union(*seen.values())) == NUM_STUDIES["train"]
 
 
 def test_threads_change_nothing(records: Path) -> None:

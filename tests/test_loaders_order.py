@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastich.labels import ANY, LABELS
-from fastich.loaders.order import Order, balanced_weights, labelled
+from fastich.loaders.order import Order, balanced_weights, group_order, labelled
 
 
 def order(num_rows: int = 20, **changes) -> Order:
@@ -96,3 +96,14 @@ def test_labelled_rows_are_those_with_known_labels():
     labels = np.zeros((3, len(LABELS)), np.int8)
     labels[1] = -1
     assert labelled(labels).tolist() == [True, False, True]
+
+
+def test_groups_come_as_they_were_put_together():
+    groups, places = [np.array([4, 3]), np.array([8]), np.array([0, 1, 2])], np.arange(9) // 3
+    made = group_order(groups, np.zeros((9, 6), np.int8), places)
+    assert (made.num_steps, made.batch_size) == (3, 3)
+    for epoch in (0, 5):
+        steps = list(made.steps(epoch))
+        assert [step.rows.tolist() for step in steps] == [[4, 3], [8], [0, 1, 2]]
+        assert [step.positions.tolist() for step in steps] == [[1, 1], [2], [0, 0, 0]]
+    assert [step.rows.tolist() for step in made.steps(0, 2)] == [[0, 1, 2]]

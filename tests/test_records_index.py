@@ -6,7 +6,15 @@ import pytest
 from records_data import make_dataset
 
 from fastich.errors import RecordError
-from fastich.records.index import check_index, parse_dataset, read_index, render_dataset, series_codes, shard_name
+from fastich.records.index import (
+    check_index,
+    parse_dataset,
+    read_index,
+    render_dataset,
+    series_codes,
+    series_numbers,
+    shard_name,
+)
 
 
 @pytest.fixture
@@ -127,3 +135,8 @@ def test_parse_refuses_a_dataset_json_that_makes_no_sense(raw, changes, message)
 def test_parse_refuses_junk(junk):
     with pytest.raises(RecordError, match=r"dataset\.json"):
         parse_dataset(junk)
+
+
+def test_series_are_numbered_in_the_order_of_the_index():
+    frame = pd.DataFrame({"study_uid": list("bbbaac"), "series_uid": list("xxyxxx")})
+    assert series_numbers(frame).tolist() == [0, 0, 1, 2, 2, 3]

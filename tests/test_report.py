@@ -10,10 +10,14 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from fastich import calibration
 from fastich.errors import UsageError
 from fastich.labels import LABELS, enforce_any
 from fastich.report import figures, folder, gallery, html, pictures, results
+from fastich.report.choices import Choices, Rules, calibrated, choose
 from fastich.report.style import COLOURS, to_png
+from fastich.report.trust import Tables, apply, trust
+from fastich.study_metrics import study_table
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil/$x_1$>"
 
@@ -30,7 +34,8 @@ def make_table(num_studies: int = 12, seed: int = 0, uid: str = "study") -> pd.D
         scores = enforce_any(1 / (1 + np.exp(-(rng.normal(size=(10, 6)) * 1.5 + 5 * truth - 3))))
         for z in range(10):
             ids = {"sop_uid": f"{uid}.{study}.{z}", "study_uid": f"{uid}.{study}", "patient_id": f"p{study // 2}"}
-            values = dict(zip([*LABELS, *results.PROBABILITY_COLUMNS], [*truth[z], *scores[z]], strict=True))
+            columns = [*LABELS, *results.PROBABILITY_COLUMNS, *results.LOGIT_COLUMNS]
+            values = dict(zip(columns, [*truth[z], *scores[z], *np.log(scores[z] / (1 - scores[z]))], strict=True))
             lines.append({"row": len(lines), **ids, **values})
     return pd.DataFrame(lines)
 
@@ -41,13 +46,26 @@ def read_hu(row: int) -> np.ndarray:
     return hu
 
 
+def tables_of(slices: pd.DataFrame) -> Tables:
+    return Tables(slices=slices, studies=study_table(slices), decision="largest slice")
+
+
+def decided(validation: pd.DataFrame, **rules: Any) -> Choices:
+    made = tables_of(validation)
+    return choose(made.slices, made.studies, Rules(**rules))
+
+
 def measure(table: pd.DataFrame, validation: pd.DataFrame, **dataset: Any) -> dict[str, Any]:
     sha = {"dataset_sha256": "ab" * 32, "trained_on_sha256": "ab" * 32, "same_as_training": True}
+    choices = decided(validation)
+    before, judged = (apply(choices, tables_of(one)) for one in (validation, table))
     return {
         "split": "test",
         "dataset": {"records": "records", **sha, **dataset},
         "model": {"run": "run", "checkpoint": "best", "epoch": 3},
-        **results.summarise(table, results.choose_on_validation(validation), num_resamples=50),
+        **trust(before, judged, choices, num_resamples=50, seed=0),
+        "subgroups": [],
+        "training": None,
         "slices_per_s": 10.0,
         "machine": {"device": "cpu", "versions": {"fastich": "0"}},
         "config": {"size": 64, "note": HOSTILE},
@@ -61,7 +79,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table, validation = make_table(uid=HOSTILE), make_table(seed=1)
     folder.check(path, overwrite=False)
     folder.make(path)
-    folder.write(path, measure(table, validation, records=HOSTILE), table, validation, read_hu=read_hu)
+    choices = decided(validation)
+    before, judged = (apply(choices, tables_of(one)) for one in (validation, table))
+    measured = measure(table, validation, records=HOSTILE)
+    folder.write(path, measured, judged, before, choices, read_hu=read_hu)
     return path
 
 
@@ -84,7 +105,8 @@ class Page(HTMLParser):
 def test_folder_holds_every_promised_file(written: Path) -> None:
     assert {path.name for path in written.iterdir()} == {
         *("metrics.json", "report.csv", "roc.csv", "predictions.parquet", "predictions-val.parquet"),
-        *("thresholds.json", "figures", "report.html"),
+        *("studies.parquet", "studies-val.parquet", "thresholds.json", "study-thresholds.json", "calibration.json"),
+        *("study-calibration.json", "triage.json", "figures", "report.html"),
     }
     names = {path.stem for path in (written / "figures").glob("*.png")}
     assert {f"roc_{label}" for label in LABELS} <= names
@@ -149,15 +171,17 @@ def test_page_of_one_class_only_has_dashes_and_no_nan() -> None:
 
 def test_thresholds_come_from_validation_only() -> None:
     validation, table = make_table(seed=1), make_table(seed=2)
-    table[results.PROBABILITY_COLUMNS] /= 3  # on these slices other thresholds would be better
-    chosen = results.choose_on_validation(validation)
-    measured = results.summarise(table, chosen, num_resamples=10)
-    assert measured["thresholds"] == results.choose_on_validation(validation)
-    better = results.choose_on_validation(table)["thresholds"]
-    assert better["any"] < 0.5 * chosen["thresholds"]["any"]
-    with_better = results.summarise(table, {**chosen, "thresholds": better}, num_resamples=10)
-    f1 = [found["reports"]["at_thresholds"]["any"]["f1-score"] for found in (measured, with_better)]
-    assert f1[0] < f1[1]
+    table[results.LOGIT_COLUMNS] -= 1.5  # on these slices other thresholds would be better
+    chosen, better = (decided(one, calibration="none").thresholds for one in (validation, table))
+    measured = measure(table, validation)
+    assert measured["thresholds"] == decided(validation).thresholds
+    assert better["thresholds"]["any"] < 0.5 * chosen["thresholds"]["any"]
+    shifted = calibrated(table, calibration.NONE)
+    found = [results.summarise(shifted, one, num_resamples=10) for one in (chosen, better)]
+    assert (
+        found[0]["reports"]["at_thresholds"]["any"]["f1-score"]
+        < found[1]["reports"]["at_thresholds"]["any"]["f1-score"]
+    )
 
 
 def test_report_csv_and_roc_csv_say_what_metrics_json_says(written: Path) -> None:
@@ -171,16 +195,6 @@ def test_report_csv_and_roc_csv_say_what_metrics_json_says(written: Path) -> Non
     for label in LABELS:
         curve = roc[roc["label"] == label]
         assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(measured["auc"][label]["value"])
-
-
-def test_study_score_is_the_largest_of_its_slices() -> None:
-    table = make_table()
-    found = results.study_level(table, 20, 0)
-    assert found["num_positive"] == 6
-    table.loc[table["study_uid"].isin(["study.0", "study.2"]) & (table["row"] % 10 == 9), "p_any"] = 1.0
-    lower = results.study_level(table, 20, 0)
-    assert lower["auc"]["value"] == pytest.approx(4 / 6, abs=0.01)
-    assert found["auc"]["value"] > lower["auc"]["value"]
 
 
 def test_gallery_chooses_hits_misses_and_alarms_one_a_study() -> None:

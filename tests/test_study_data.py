@@ -172,4 +172,4 @@ def test_rows_of_a_split_are_the_labelled_ones() -> None:
         def rows(self, split: str) -> np.ndarray:
             return {"train": np.array([0, 1, 2])}[split]
 
-    assert rows_of(Reader(), "train").tolist() == [0, 2]  # type: ignore[arg-type]
+    assert rows_of(Reader(), {}, "train").tolist() == [0, 2]  # type: ignore[arg-type]

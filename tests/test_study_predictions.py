@@ -8,12 +8,12 @@ import torch
 from fastich import metrics
 from fastich.embeddings import Store
 from fastich.models.sequence import SequenceModel
+from fastich.training.predictions import probability_of
 from fastich.training.study_data import StudySet, series_of
 from fastich.training.study_predictions import (
     StudyPredictions,
     look,
     predict,
-    probability,
     slice_loss,
     study_aucs,
     turned_around,
@@ -109,7 +109,7 @@ def test_a_study_of_several_series_says_the_largest() -> None:
 
 
 def test_probability_keeps_the_rule_of_any_and_never_overflows() -> None:
-    found = probability(np.array([[2.0, -900, 900, 0, 0, -1]]))
+    found = probability_of(np.array([[2.0, -900, 900, 0, 0, -1]]))
     assert found[0].tolist() == pytest.approx([1 / (1 + np.exp(-2)), 0, 1, 0.5, 0.5, 1])
 
 
@@ -151,6 +151,6 @@ def test_a_label_without_positives_has_no_auc() -> None:
 def test_slice_loss_is_the_challenges_metric_of_both() -> None:
     found, labels = judged()
     said, alone = slice_loss(found, labels)
-    assert alone == pytest.approx(metrics.log_loss_weighted(labels, probability(found.cnn_logit)))
-    assert said == pytest.approx(metrics.log_loss_weighted(labels, probability(found.slice_logit)))
+    assert alone == pytest.approx(metrics.log_loss_weighted(labels, probability_of(found.cnn_logit)))
+    assert said == pytest.approx(metrics.log_loss_weighted(labels, probability_of(found.slice_logit)))
     assert said != alone

@@ -11,7 +11,7 @@ from fastich import checkpoint, study_run, train_study
 from fastich.errors import CheckpointError, FastichError
 from fastich.records.reader import RecordReader
 from fastich.study_run import load_study_run, predict_studies
-from fastich.training.embedder import Feed
+from fastich.training.feed import Feed
 from fastich.training.precision import Precision
 from fastich.training.study_config import StudyConfig
 
@@ -96,3 +96,18 @@ def test_an_empty_split_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(FastichError, match="no labelled slices in split 'test'"),
     ):
         predict_studies(load_study_run(base / "study"), reader, "test", FEED)
+
+
+def test_end_to_end_the_cnn_is_the_one_that_learned(base: Path, tmp_path: Path) -> None:
+    saved = checkpoint.load(base / "study" / checkpoint.BEST)
+    tuned = changed(loaded_cnn(base / "records")).model
+    tensors = saved.tensors | {f"cnn.{key}": value for key, value in tuned.state_dict().items()}
+    meta = {**saved.meta, "cnn": {**saved.meta["cnn"], "run": str(base / "cnn")}}
+    checkpoint.save(tmp_path / checkpoint.BEST, meta, tensors)
+    run = load_study_run(tmp_path)
+    assert checkpoint.weights_sha256(run.cnn.model) == checkpoint.weights_sha256(tuned)
+    assert not run.cnn.model.training
+    with RecordReader(base / "records") as reader:
+        found = predict_studies(run, reader, "test", FEED)
+        untuned = predict_studies(load_study_run(base / "study"), reader, "test", FEED)
+    assert not np.allclose(found.slice_logit, untuned.slice_logit)

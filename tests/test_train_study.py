@@ -223,3 +223,28 @@ def test_verb_says_what_came_of_it(site: Site, tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "studies: 24 series to train, 8 to validate" in said
     assert "CNN alone" in said
+
+
+END_TO_END = {"end_to_end": True, "batch_size": 2, "cnn_lr": 0.05, "schedule": "constant", "epochs": 2, "patience": 9}
+
+
+def test_end_to_end_both_networks_learn_and_are_kept(site: Site, tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in site.cnn.model.state_dict().items()}
+    (found,) = train_study.train_study(config(site, tmp_path / "run", **END_TO_END))
+    assert found["best_epoch"] >= 0
+    assert found["val"]["log_loss"] < 0.29
+    saved = checkpoint.load(tmp_path / "run" / checkpoint.BEST)
+    kept = saved.part("cnn.")
+    assert kept.keys() == before.keys()
+    assert not same(kept, before)
+    assert saved.meta["cnn"]["weights_sha256"] == checkpoint.weights_sha256(loaded_cnn(site.records).model)
+
+
+def test_end_to_end_a_killed_run_goes_on_to_equal_weights(site: Site, tmp_path: Path) -> None:
+    for name, epochs in (("whole", (2,)), ("cut", (1, 2))):
+        for number in epochs:
+            site.cnn = loaded_cnn(site.records)
+            train_study.train_study(config(site, tmp_path / name, **{**END_TO_END, "epochs": number, "resume": "auto"}))
+    for part in ("model.", "cnn."):
+        whole, cut = (checkpoint.load(tmp_path / name / checkpoint.LAST).part(part) for name in ("whole", "cut"))
+        assert same(whole, cut)

@@ -16,6 +16,7 @@ from fastich.errors import UsageError
 from fastich.loaders import cached, cpu, native
 from fastich.loaders.cache import fill
 from fastich.loaders.config import Batch, LoaderConfig
+from fastich.loaders.order import Order
 from fastich.loaders.resident import Resident
 from fastich.loaders.source import Source
 from fastich.ops_cuda import CudaDecodeWindow
@@ -47,10 +48,10 @@ class Loader:
         num_batches: batches of an epoch, the same on every rank.
     """
 
-    def __init__(self, config: LoaderConfig, reader: RecordReader, backend: str) -> None:
+    def __init__(self, config: LoaderConfig, reader: RecordReader, backend: str, order: Order | None = None) -> None:
         """Choose the rows and fill the cache."""
         self.config, self.reader, self.backend = config, reader, backend
-        self._source = Source(reader, config)
+        self._source = Source(reader, config, order)
         kernels = ops.backend() + (f", {ops_cuda.backend()}" if config.device == "cuda" else "")
         _announce(backend, config.cache, kernels, _why(config, backend))
         self.cache = None
@@ -96,8 +97,8 @@ class Loader:
         self.cache = self._resident = None
 
 
-def open_loader(config: LoaderConfig) -> Loader:
-    """Open the records and choose the backend.
+def open_loader(config: LoaderConfig, order: Order | None = None) -> Loader:
+    """Open the records and choose the backend; with ``order`` its batches come instead of the split's.
 
     Raises:
         RecordError: the folder is not a complete records folder of this version.
@@ -105,7 +106,7 @@ def open_loader(config: LoaderConfig) -> Loader:
         UsageError: the backend or device that was demanded is not there.
     """
     backend = choose_backend(config.backend, config.device, config.adjacent, config.cache)
-    return Loader(config, RecordReader(config.records), backend)
+    return Loader(config, RecordReader(config.records), backend, order)
 
 
 def choose_backend(asked: str, device: str, adjacent: bool = False, cache: str = "none") -> str:

@@ -40,8 +40,8 @@ class Work:
 class Source:
     """The slices of one split in the order that a config asks for."""
 
-    def __init__(self, reader: RecordReader, config: LoaderConfig) -> None:
-        """Choose the rows.
+    def __init__(self, reader: RecordReader, config: LoaderConfig, order: Order | None = None) -> None:
+        """Choose the rows: those of the split, or what ``order`` says instead.
 
         Raises:
             FastichError: the split holds no slices, or with ``drop_last`` fewer than a batch on every rank.
@@ -51,7 +51,7 @@ class Source:
         rows = split_rows(reader, labels, config)
         self.reader, self.config, self.buffers = reader, config, Buffers()
         self.labels: NDArray[np.int8] = labels
-        self.order = Order(
+        self.order = order or Order(
             rows=rows,
             labels=labels[rows],
             batch_size=config.batch_size,

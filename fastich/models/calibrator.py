@@ -4,7 +4,7 @@ Its constants are buffers whose names an exported file keeps (``calibration.cons
 in place of them without torch. Scale and bias are there even where nothing was calibrated (1 and 0); a graph without
 isotonic labels holds no knots. Cost: a few operations on [N, 6].
 
-Shapes: N rows, K = 6 labels, M segments between knots.
+Shapes: N rows, K = 6 labels, M knots.
 """
 
 import torch
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from fastich.calibration import NONE, PIECEWISE, Calibration, constants
 from fastich.labels import ANY
 
+LEAST_WIDTH = 1e-30
+"""Below any that a fit gives (``calibration_fit.LEAST_DIFFERENCE``)."""
+
 
 class Calibrator(nn.Module):
     """Raw logits [N, K] to probabilities [N, K] with p(any) >= max p(subtype); float32."""
 
     calibration_scale: Tensor
     calibration_bias: Tensor
+    calibration_knots: Tensor
+    calibration_values: Tensor
     calibration_piecewise: Tensor
-    calibration_base: Tensor
-    calibration_starts: Tensor
-    calibration_widths: Tensor
-    calibration_rises: Tensor
 
     def __init__(self, calibration: Calibration = NONE) -> None:
         super().__init__()
@@ -43,8 +44,12 @@ class Calibrator(nn.Module):
         """The line through the knots, flat beyond them: how far the logit has passed each segment, 0 to 1, adds up.
 
         A segment that was passed counts exactly 1, for its width is the difference that float32 gives, too; so a step
-        between two logits that float32 can just tell apart stays a step. No integers and no look-up: OpenVINO 2026.1
-        takes wrong rows in a GatherElements whose index is a sum of comparisons.
+        between two logits that float32 can just tell apart stays a step. Where tables are filled up nothing rises, and
+        the least width keeps engines that multiply by 1 / width from infinity less infinity. No integers and no
+        look-up: OpenVINO 2026.4 takes wrong rows in a GatherElements whose index is a sum of comparisons.
         """
-        passed_NMK = (logit_NK.unsqueeze(1) - self.calibration_starts) / self.calibration_widths
-        return self.calibration_base + (passed_NMK.clamp(0.0, 1.0) * self.calibration_rises).sum(dim=1)
+        starts_MK, p_start_MK = self.calibration_knots[:-1], self.calibration_values[:-1]
+        widths_MK = (self.calibration_knots[1:] - starts_MK).clamp(min=LEAST_WIDTH)
+        rises_MK = self.calibration_values[1:] - p_start_MK
+        passed_NMK = ((logit_NK.unsqueeze(1) - starts_MK) / widths_MK).clamp(0.0, 1.0)
+        return p_start_MK[0] + (passed_NMK * rises_MK).sum(dim=1)

@@ -89,6 +89,11 @@ def series_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
     return study.astype(np.int64) * (len(names) + 1) + series
 
 
+def series_numbers(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """The number of each row's series in the order of the index, from 0, int64 [N]."""
+    return np.cumsum(np.diff(series_codes(frame), prepend=-1) != 0).astype(np.int64) - 1
+
+
 def check_index(frame: pd.DataFrame, name: str = INDEX_FILE) -> None:
     """Check columns, dtypes, ranges and order of an index, before it is written and after it is read.
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastich.labels import LABELS
 from fastich.report.gallery import Case
 from fastich.report.style import COLOURS, SHORT
+from fastich.subgroups import to_html
 
 _HERE = Path(__file__).parent
 
@@ -34,7 +36,7 @@ def render_report(
     Args:
         results: what metrics.json holds.
         figures: PNG bytes by name (``roc_<label>``, ``roc_all``, ``pr_all``, ``histograms``, ``confusion_0.5``,
-            ``confusion_thresholds``, ``reliability``, ``studies``); a missing one is left out.
+            ``confusion_thresholds``, ``reliability_raw``, ``reliability``, ``studies``); a missing one is left out.
         cases: the gallery.
         curves: training curves by name, PNG bytes.
     """
@@ -48,6 +50,7 @@ def render_report(
             short=SHORT,
             figures={name: data_uri(png) for name, png in figures.items()},
             curves={name: data_uri(png) for name, png in (curves or {}).items()},
+            subgroups=to_html(pd.DataFrame(results["subgroups"], dtype=object)) if results["subgroups"] else "",
             cases=[{"case": case, "picture": data_uri(case.png)} for case in cases],
             css=(_HERE / "report.css").read_text(encoding="utf-8"),
         )

@@ -12,7 +12,8 @@ import pandas as pd
 from fastich.labels import LABELS
 from fastich.report import figures, gallery
 from fastich.report.gallery import Case
-from fastich.report.results import interval_text, truth_and_scores
+from fastich.report.results import LOGIT_COLUMNS, interval_text, truth_and_scores
+from fastich.report.style import to_png
 from fastich.types import HuArray
 
 
@@ -30,6 +31,8 @@ def draw(
     thresholds = np.array([measured["thresholds"]["thresholds"][label] for label in LABELS])
     intervals = {label: interval_text(found) for label, found in measured["auc"].items()}
     drawn = figures.draw_all(truth, scores, thresholds, gallery.choose_studies(predictions), intervals)
+    raw = 1 / (1 + np.exp(-predictions[LOGIT_COLUMNS].to_numpy(np.float64)))
+    drawn["reliability_raw"] = to_png(figures.reliability_figure(truth, raw))
     return drawn, gallery.build_cases(predictions, thresholds, read_hu)
 
 

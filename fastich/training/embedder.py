@@ -2,6 +2,7 @@
 
 Training slices of a network are ones that it has learned by heart, so what it says of them is surer than what it will
 say of others. Passes with the loader's augmentation on show the sequence model slices that the network has not seen.
+The slices of a series are changed alike, since what a slice differs in from the next is what the model looks at.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ from fastich.errors import RecordError
 from fastich.folds import FOLD_KEYS
 from fastich.labels import NUM_LABELS
 from fastich.loaders import LoaderConfig, open_loader
-from fastich.loaders.order import ALL_ROWS
+from fastich.loaders.order import ALL_ROWS, group_order
 from fastich.models.classifier import Classifier
+from fastich.records.index import series_numbers
 from fastich.records.reader import RecordReader
 from fastich.training.feed import Feed
 from fastich.training.predictions import Forward
@@ -72,7 +74,7 @@ def ensure_store(
     store = embeddings.open_store(records, identity, rows)
     if store is None:
         verb.say(f"embeddings: {identity.folder(records)} is made now, {len(rows)} slices")
-        chunks = _chunks(run, records, rows, augmented_pass, feed)
+        chunks = _chunks(run, records, reader, rows, augmented_pass, feed)
         embeddings.write_store(records, identity, rows, chunks)
         store = embeddings.open_store(records, identity, rows)
     if store is None:
@@ -90,12 +92,14 @@ def identity_of(run: LoadedRun, reader: RecordReader, augmented_pass: int = 0) -
     )
 
 
-def _chunks(run: LoadedRun, records: Path, rows: Int64Array, augmented_pass: int, feed: Feed) -> Iterator[Chunk]:
-    """What the network says of ``rows``, batch by batch."""
+def _chunks(
+    run: LoadedRun, records: Path, reader: RecordReader, rows: Int64Array, augmented_pass: int, feed: Feed
+) -> Iterator[Chunk]:
+    """What the network says of ``rows``, batch by batch; in a pass the slices of a series are augmented alike."""
     device = feed.precision.device
     config = LoaderConfig(
         records=records,
-        split="train" if augmented_pass else ALL_ROWS,
+        split=ALL_ROWS,
         batch_size=feed.batch_size,
         size=run.size,
         windows=run.windows,
@@ -107,8 +111,10 @@ def _chunks(run: LoadedRun, records: Path, rows: Int64Array, augmented_pass: int
         threads=feed.threads,
         **{name: run.config.get(name, 0) for name in FOLD_KEYS},
     )
+    groups = np.split(rows, np.arange(feed.batch_size, len(rows), feed.batch_size))
+    order = group_order(groups, reader.labels(), series_numbers(reader.index))
     with contextlib.ExitStack() as stack:
-        loader = stack.enter_context(contextlib.closing(open_loader(config)))
+        loader = stack.enter_context(contextlib.closing(open_loader(config, order)))
         forward = _forward(stack, run, feed)
         batches = verb.progress(
             loader.epoch(augmented_pass), total=loader.num_batches, unit="batches", title="embeddings"

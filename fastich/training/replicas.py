@@ -147,4 +147,5 @@ def _take_turns(model: nn.Module, before: threading.Event | None, passed: thread
     drawing = [module for module in model.modules() if isinstance(module, nn.Dropout | StochasticDepth)]
     for module in drawing:  # all of them: EfficientNet never calls its first one
         module.register_forward_pre_hook(lambda *args: (wait(), None)[1])
-    drawing[-1].register_forward_hook(lambda *args: passed.set())
+    for module in drawing[-1:]:  # none where a network draws nothing
+        module.register_forward_hook(lambda *args: passed.set())

@@ -40,7 +40,9 @@ class StudyConfig:
     reverse: bool = option(True, "turn every second training study around")
     embedding_passes: int = option(1, "further passes of the CNN over augmented training slices, to learn from")
     amp: bool = option(False, "mixed precision of the CNN: bfloat16 where the device has it, else float16")
-    embed_batch_size: int = option(64, "slices at a time while embeddings are made")
+    embed_batch_size: int = option(64, "slices at a time through the CNN")
+    end_to_end: bool = option(False, "let the CNN learn too, study by study (--batch-size 1 or 2): no side store")
+    cnn_lr: float = option(2e-5, "end to end: learning rate of the CNN; the peak under one-cycle")
     loader: str = option("auto", "which loader feeds the CNN", choices=BACKENDS)
     device: str = option("auto", "where both networks run", choices=("auto", "cpu", "cuda"))
     resume: str = option("no", "auto: go on from OUT's last checkpoint if there is one", choices=("no", "auto"))
@@ -49,7 +51,16 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is opened."""
-        for name in ("epochs", "patience", "batch_size", "lr", "projection_size", "hidden_size", "embed_batch_size"):
+        for name in (
+            "epochs",
+            "patience",
+            "batch_size",
+            "lr",
+            "cnn_lr",
+            "projection_size",
+            "hidden_size",
+            "embed_batch_size",
+        ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{flag(name)} must be > 0, found {getattr(self, name)}")
         for name in ("weight_decay", "auxiliary_weight", "study_weight", "embedding_passes", "threads", "seed"):

@@ -86,6 +86,15 @@ class Changes:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Picked:
+    """One sequence of a training batch: the slices at ``places`` [L] of ``series``, out of the store of a number."""
+
+    series: Series
+    places: Int64Array
+    store: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StudySet:
     """The series of one split with what the CNN says of their slices.
 
@@ -107,31 +116,17 @@ class StudySet:
 
     def training_batches(self, epoch: int, batch_size: int, changes: Changes) -> Iterator[StudyBatch]:
         """All series of ``epoch`` in random order and changed at random, each out of one of the stores at random."""
-        order = np.random.default_rng([changes.seed, epoch, ORDER_STREAM]).permutation(len(self.series))
-        for start in range(0, len(order), batch_size):
-            yield collate([self._changed(int(number), epoch, changes) for number in order[start : start + batch_size]])
+        for batch in training_plan(self.series, epoch, batch_size, changes, len(self.stores)):
+            yield collate([self._read(one.series, one.places, self.stores[one.store]) for one in batch])
 
     def num_batches(self, batch_size: int) -> int:
         """Batches of an epoch; the last may be smaller."""
         return -(-len(self.series) // batch_size)
 
-    def _changed(self, number: int, epoch: int, changes: Changes) -> StudyBatch:
-        rng = np.random.default_rng([changes.seed, epoch, number, CHANGE_STREAM])
-        store, series = self.stores[rng.integers(len(self.stores))], self.series[number]
-        return self._read(series, choose_slices(len(series.rows), rng, changes), store)
-
     def _read(self, series: Series, places: Int64Array, store: Store) -> StudyBatch:
         """One sequence, not padded: the slices at ``places`` [L] of ``series``, in that order."""
-        rows = series.rows[places]
-        embedding, logit = look_up(store, self.stores[0], rows)
-        return StudyBatch(
-            embedding=torch.from_numpy(embedding)[None],
-            logit=torch.from_numpy(logit)[None],
-            gap_mm=torch.from_numpy(gaps_mm(series.z_mm[places]))[None],
-            mask=torch.ones(1, len(rows), dtype=torch.bool),
-            labels=torch.from_numpy(self.labels[rows].astype(np.float32))[None],
-            rows=torch.from_numpy(rows)[None],
-        )
+        embedding, logit = look_up(store, self.stores[0], series.rows[places])
+        return sequence(series, places, self.labels, torch.from_numpy(embedding), torch.from_numpy(logit))
 
 
 def rows_of(reader: RecordReader, config: Mapping[str, Any], split: str) -> Int64Array:
@@ -150,6 +145,38 @@ def series_of(index: pd.DataFrame, rows: Int64Array) -> list[Series]:
         Series(study_uid=str(study[some[0]]), rows=some, z_mm=z_mm[some])
         for some in np.split(wanted.astype(np.int64), starts[1:])
     ]
+
+
+def training_plan(
+    series: Sequence[Series], epoch: int, batch_size: int, changes: Changes, num_stores: int = 1
+) -> Iterator[list[Picked]]:
+    """The batches of ``epoch``: which series, which of their slices in which order, and out of which store."""
+    order = np.random.default_rng([changes.seed, epoch, ORDER_STREAM]).permutation(len(series))
+    for start in range(0, len(order), batch_size):
+        batch = []
+        for number in order[start : start + batch_size]:
+            rng = np.random.default_rng([changes.seed, epoch, int(number), CHANGE_STREAM])
+            store, one = int(rng.integers(num_stores)), series[number]
+            batch.append(Picked(series=one, places=choose_slices(len(one.rows), rng, changes), store=store))
+        yield batch
+
+
+def sequence(
+    series: Series, places: Int64Array, labels: NDArray[np.int8], embedding_LC: Tensor, logit_LK: Tensor
+) -> StudyBatch:
+    """One sequence, not padded: the slices at ``places`` [L] of ``series``, in that order, as the CNN sees them.
+
+    ``labels`` are those of the whole index, int8 [M, K].
+    """
+    rows = series.rows[places]
+    return StudyBatch(
+        embedding=embedding_LC[None],
+        logit=logit_LK[None],
+        gap_mm=torch.from_numpy(gaps_mm(series.z_mm[places]))[None],
+        mask=torch.ones(1, len(rows), dtype=torch.bool),
+        labels=torch.from_numpy(labels[rows].astype(np.float32))[None],
+        rows=torch.from_numpy(rows)[None],
+    )
 
 
 def gaps_mm(z_mm: NDArray[np.float64]) -> NDArray[np.float32]:

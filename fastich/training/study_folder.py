@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from fastich import checkpoint, verb
+from fastich.checkpoint import Checkpoint
 from fastich.errors import CheckpointError, UsageError
 from fastich.files import write_json
-from fastich.models.sequence import SequenceModel
+from fastich.models.weights import Tensors
 from fastich.training import history
 from fastich.training.environment import versions
 from fastich.training.position import Position
@@ -23,6 +26,9 @@ from fastich.training.run_folder import CONFIG_JSON, RUN_JSON
 from fastich.training.study_config import StudyConfig, require_same
 
 KIND = "study"
+MODEL_PREFIX, CNN_PREFIX = "model.", "cnn."
+PREFIXES = {"sequence": MODEL_PREFIX, "cnn": CNN_PREFIX}
+"""What the tensors of each network are called in a study checkpoint, before the name in the state dict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,8 @@ class StudyFolder:
         path: the folder.
         config: as asked for.
         dataset_sha256: of the records.
-        cnn: of the CNN: ``run`` (as seen from ``path``), ``which``, ``weights_sha256``, ``epoch``, ``embedding_size``.
+        cnn: of the CNN it starts from: ``run`` (as seen from ``path``), ``which``, ``weights_sha256``, ``epoch``,
+            ``embedding_size``.
     """
 
     path: Path
@@ -51,14 +58,16 @@ class StudyFolder:
         """The checkpoint with the lowest validation log loss of slices."""
         return self.path / checkpoint.BEST
 
-    def save_last(self, model: SequenceModel, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    def save_last(
+        self, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: GradScaler, position: Position
+    ) -> None:
         """Save everything that going on needs."""
-        tensors = checkpoint.model_tensors(model) | checkpoint.optimizer_tensors(model, optimizer)
-        checkpoint.save(self.last, self._meta(position), tensors)
+        tensors = network_tensors(networks) | checkpoint.optimizer_tensors(networks, optimizer)
+        checkpoint.save(self.last, self._meta(position) | {"scaler": scaler.state_dict()}, tensors)
 
-    def save_best(self, model: SequenceModel, position: Position) -> None:
-        """Save the network of the epoch that has just ended."""
-        checkpoint.save(self.best, self._meta(position), checkpoint.model_tensors(model))
+    def save_best(self, networks: nn.ModuleDict, position: Position) -> None:
+        """Save the networks of the epoch that has just ended."""
+        checkpoint.save(self.best, self._meta(position), network_tensors(networks))
 
     def _meta(self, position: Position) -> dict[str, Any]:
         return {
@@ -73,8 +82,10 @@ class StudyFolder:
             "versions": versions(),
         }
 
-    def restore(self, model: SequenceModel, optimizer: torch.optim.Optimizer, start: Position) -> Position:
-        """Bring the network to where the last checkpoint was saved; ``start``, saved as the best, if there is none.
+    def restore(
+        self, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: GradScaler, start: Position
+    ) -> Position:
+        """Bring the networks to where the last checkpoint was saved; ``start``, saved as the best, if there is none.
 
         Raises:
             CheckpointError: it is damaged, or of another config, CNN or data set.
@@ -82,16 +93,21 @@ class StudyFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         position = start
         if self.last.exists():
-            position = self._load(model, optimizer)
+            saved = checkpoint.load(self.last)
+            self._require_same(saved)
+            restore_networks(networks, saved)
+            checkpoint.restore_optimizer(networks, optimizer, saved)
+            scaler.load_state_dict(saved.meta["scaler"])
+            position = Position.from_meta(saved.meta["position"])
+            verb.say(f"resume: epoch {position.epoch + 1} of {self.path}")
         (self.path / RUN_JSON).unlink(missing_ok=True)
         write_json(self.path / CONFIG_JSON, self.config.resolved())
         history.cut(self.path, position.epoch)
         if position.stopping.best_epoch == position.epoch - 1:  # the start, or a kill before it was written
-            self.save_best(model, position)
+            self.save_best(networks, position)
         return position
 
-    def _load(self, model: SequenceModel, optimizer: torch.optim.Optimizer) -> Position:
-        saved = checkpoint.load(self.last)
+    def _require_same(self, saved: Checkpoint) -> None:
         require_same(saved.meta["config"], self.config, saved.path)
         for what, found, now in (
             ("records", saved.meta["dataset_sha256"], self.dataset_sha256),
@@ -102,11 +118,22 @@ class StudyFolder:
                     f"{saved.path}: trained on {what} {found[:12]}, found {now[:12]} now; "
                     "give the same, or start a new --out"
                 )
-        checkpoint.restore_model(model, saved)
-        checkpoint.restore_optimizer(model, optimizer, saved)
-        position = Position.from_meta(saved.meta["position"])
-        verb.say(f"resume: epoch {position.epoch + 1} of {self.path}")
-        return position
+
+
+def network_tensors(networks: nn.ModuleDict) -> Tensors:
+    """The networks' part of a checkpoint: ``model.*`` of the sequence model and, end to end, ``cnn.*``."""
+    return {PREFIXES[name] + key: value for name, part in networks.items() for key, value in part.state_dict().items()}
+
+
+def restore_networks(networks: nn.ModuleDict, saved: Checkpoint) -> None:
+    """Load the networks' part; of a CNN, names and shapes must be its own too.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    for name, part in networks.items():
+        its = {MODEL_PREFIX + key: value for key, value in saved.part(PREFIXES[name]).items()}
+        checkpoint.restore_model(part, Checkpoint(path=saved.path, meta=saved.meta, tensors=its))
 
 
 def relative_run(run: Path, out: Path) -> str:
