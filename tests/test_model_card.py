@@ -186,6 +186,9 @@ def test_subgroups_are_a_row_each(folder: Path) -> None:
     row = {"factor": "gantry tilt", "group": "none (< 1 degree)", "num_slices": 12, "num_studies": 2, "num_patients": 1}
     row |= {"num_positive_slices": 0, "num_positive_studies": 0, "auc": None, "specificity": 0.5}
     row |= {"specificity_low": 0.25, "specificity_high": 0.75}
+    bleeding = row | {"group": "tilted", "num_positive_slices": 12, "auc": None}
+    text = of_section(to_markdown(document(folder, metrics=metrics(subgroups=[bleeding]))), "Subgroups")
+    assert "| gantry tilt: tilted | 12 | 2 | 1 | undefined: no negatives |" in text
     text = of_section(to_markdown(document(folder, metrics=metrics(subgroups=[row]))), "Subgroups")
     said = f"| gantry tilt: none (&lt; 1 degree) | 12 | 2 | 1 | {NO_POSITIVES} | not stated | 0.500 (0.250 to 0.750) |"
     assert said in text

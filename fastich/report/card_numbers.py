@@ -11,6 +11,7 @@ from typing import Any
 from fastich.labels import LABELS
 from fastich.operating_points import PREVALENCES, ppv_npv
 from fastich.report.card_parts import (
+    NO_NEGATIVES,
     NOT_STATED,
     UNDEFINED,
     Document,
@@ -147,8 +148,11 @@ def _of_row(row: Document, rate: str) -> str:
     if rate not in row:
         return NOT_STATED
     numbers = {"value": row[rate], "low": look(row, f"{rate}_low"), "high": look(row, f"{rate}_high")}
-    counted = "num_positive_studies" if rate.startswith("study_") else "num_positive_slices"
-    return estimated(numbers, look(row, counted))
+    unit = "studies" if rate.startswith("study_") else "slices"
+    positive, every = look(row, f"num_positive_{unit}"), look(row, f"num_{unit}")
+    if numbers["value"] is None and positive and positive == every:
+        return NO_NEGATIVES
+    return estimated(numbers, positive)
 
 
 def operating_section(document: Document) -> Section:

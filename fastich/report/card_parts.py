@@ -10,7 +10,7 @@ from typing import Any
 NOT_STATED = "not stated"
 NOT_SET = "not set"
 UNDEFINED = "undefined"
-NO_POSITIVES = "undefined: no positives"
+NO_POSITIVES, NO_NEGATIVES = "undefined: no positives", "undefined: no negatives"
 
 Document = Mapping[str, Any]
 
