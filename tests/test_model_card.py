@@ -158,7 +158,8 @@ def test_certificate_and_calibration_are_summarised(folder: Path) -> None:
 
 
 def test_sequence_model_has_its_own_operating_points(folder: Path) -> None:
-    rules = {rule: dict.fromkeys(LABELS, estimate(0.7)) for rule in ("study head", "noisy-or")}
+    reach = {"auc": estimate(0.7), "sensitivity_at_specificity": {"0.90": estimate(0.6)}}
+    rules = {rule: dict.fromkeys(LABELS, reach) for rule in ("study head", "noisy-or")}
     of_studies = metrics(decision="study head", rules=rules)
     errors = {name: {"ece": {"macro": estimate(value)}} for name, value in (("raw", 0.03), ("calibrated", 0.01))}
     quality = {"studies": {"judged": errors, "cross_fitted": None}}
@@ -173,11 +174,21 @@ def test_sequence_model_has_its_own_operating_points(folder: Path) -> None:
     assert text.count("*studies, sequence model*") == 2
     assert "*ROC AUC of studies by rule (study head decides)*" in text
     assert "| noisy-or | 0.700 (0.600 to 0.700) |" in text
+    assert "| label | sensitivity at specificity 0.90 |\n| --- | --- |\n| epidural | 0.600 (0.500 to 0.600) |" in text
     assert "| macro | 0.030 (-0.070 to 0.030) | 0.010 (-0.090 to 0.010) | not stated |" in text
     assert "| miss_rate | 0.050 (-0.050 to 0.050) |" in of_section(text, "Triage")
     assert "Judged on 60 patients only" in text
     assert "| sequence model | gru |" in text
     assert "| study.onnx | sequence model over the slices of a study" in text
+
+
+def test_subgroups_are_a_row_each(folder: Path) -> None:
+    row = {"factor": "gantry tilt", "group": "none (< 1 degree)", "num_slices": 12, "num_studies": 2, "num_patients": 1}
+    row |= {"num_positive_slices": 0, "num_positive_studies": 0, "auc": None, "specificity": 0.5}
+    row |= {"specificity_low": 0.25, "specificity_high": 0.75}
+    text = of_section(to_markdown(document(folder, metrics=metrics(subgroups=[row]))), "Subgroups")
+    said = f"| gantry tilt: none (&lt; 1 degree) | 12 | 2 | 1 | {NO_POSITIVES} | not stated | 0.500 (0.250 to 0.750) |"
+    assert said in text
 
 
 def test_hostile_text_stays_text_in_both_forms(folder: Path) -> None:

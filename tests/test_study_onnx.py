@@ -136,6 +136,13 @@ def test_graph_holds_one_gru_whatever_the_length() -> None:
     assert len(graph.node) < 60
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("method", ["none", "isotonic"])
+def test_every_tensor_is_used(variant: str, method: str) -> None:
+    graph = onnx.load_from_string(study_onnx_bytes(model(variant), fitted(method, 0))).graph
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
+
+
 def test_names_axes_and_opset_are_those_of_the_contract() -> None:
     made = onnx.load_from_string(study_onnx_bytes(model("gru")))
     onnx.checker.check_model(made, full_check=True)

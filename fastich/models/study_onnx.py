@@ -119,7 +119,8 @@ def study_onnx_bytes(
     graph = onnx.parser.parse_graph(_text(model, {of for of, found in calibrations.items() if PIECEWISE in found}))
     arrays = {name: value.numpy() for name, value in _tensors(model).items()}
     arrays |= {f"{of}_{name}": value for of, found in calibrations.items() for name, value in found.items()}
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items())
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items() if name in used)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     content: bytes = made.SerializeToString(deterministic=True)
     try:

@@ -16,6 +16,7 @@ from fastich.report.card_numbers import (
     metrics_section,
     operating_section,
     parity_section,
+    subgroups_section,
     triage_section,
 )
 from fastich.report.card_parts import NOT_STATED, Document, Section, Table, facts, flat, look, percent, said, settings
@@ -36,7 +37,7 @@ def sections(document: Document) -> tuple[Section, ...]:
         operating_section(document),
         calibration_section(document),
         triage_section(document),
-        _subgroups(document),
+        subgroups_section(document),
         _limits(document),
         _leakage(document),
         parity_section(document),
@@ -109,14 +110,6 @@ def _width(document: Document) -> Any:
     """C of the output ``embedding``."""
     outputs: list[dict[str, Any]] = document.get("outputs") or []
     return next((spec["shape"][1] for spec in outputs if spec["name"] == "embedding"), None)
-
-
-def _subgroups(document: Document) -> Section:
-    found = look(document, "study", "metrics", "subgroups") or look(document, "metrics", "subgroups")
-    if found is None:
-        return Section(title="Subgroups", sentences=(NOT_STATED.capitalize() + ".",))
-    rows = flat(found if hasattr(found, "items") else {str(index): row for index, row in enumerate(found)})
-    return Section(title="Subgroups", tables=(facts("subgroups", rows),))
 
 
 def _limits(document: Document) -> Section:

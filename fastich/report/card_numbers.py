@@ -79,9 +79,9 @@ def metrics_section(document: Document) -> Section:
         sentences.append(f"Challenge log loss, {block.title}: {loss}.")
     tables = [_metrics_table(block.title, block.metrics) for block in judged]
     for metrics in (document.get("metrics"), look(document, "study", "metrics")):
-        rules = look(metrics, "studies", "rules")
-        if rules is not None:
-            tables.append(_rules_table(metrics, rules))
+        studies = look(metrics, "studies")
+        if look(studies, "rules") is not None:
+            tables += [_rules_table(studies), _reach_table(studies)]
     return Section(title="Metrics", sentences=tuple(sentences), tables=tuple(tables))
 
 
@@ -95,15 +95,60 @@ def _metrics_table(title: str, metrics: Document) -> Table:
     return Table(caption=title, columns=columns, rows=tuple(rows))
 
 
-def _rules_table(metrics: Any, rules: Document) -> Table:
+def _rules_table(studies: Document) -> Table:
     """ROC AUC of studies by each way to decide about one."""
-    positive = look(metrics, "studies", "num_positive") or {}
-    decision = said(look(metrics, "studies", "decision"))
     rows = tuple(
-        (rule, *(estimated(look(found, label), positive.get(label)) for label in LABELS))
-        for rule, found in rules.items()
+        (rule, *(estimated(look(found, label, "auc"), look(studies, "num_positive", label)) for label in LABELS))
+        for rule, found in studies["rules"].items()
     )
-    return Table(caption=f"ROC AUC of studies by rule ({decision} decides)", columns=("rule", *LABELS), rows=rows)
+    caption = f"ROC AUC of studies by rule ({said(look(studies, 'decision'))} decides)"
+    return Table(caption=caption, columns=("rule", *LABELS), rows=rows)
+
+
+def _reach_table(studies: Document) -> Table:
+    """Of the rule that decides: sensitivity where specificity is held, and the reverse."""
+    decides = look(studies, "rules", said(look(studies, "decision")))
+    kinds = {
+        f"{told.replace('_', ' ')} {target}": (told, target)
+        for told in ("sensitivity_at_specificity", "specificity_at_sensitivity")
+        for target in (look(decides, LABELS[-1], told) or {})
+    }
+    rows = tuple(
+        (
+            label,
+            *(estimated(look(decides, label, *keys), look(studies, "num_positive", label)) for keys in kinds.values()),
+        )
+        for label in LABELS
+    )
+    return Table(caption="studies: one rate where the other is held", columns=("label", *kinds), rows=rows)
+
+
+def subgroups_section(document: Document) -> Section:
+    """The figures of ``any`` in each subgroup, of slices and of studies."""
+    found = look(document, "study", "metrics", "subgroups") or look(document, "metrics", "subgroups")
+    if not found:
+        return Section(title="Subgroups", sentences=(NOT_STATED.capitalize() + ".",))
+    counts = ("num_slices", "num_studies", "num_patients")
+    rates = ("auc", "sensitivity", "specificity", "study_auc", "study_sensitivity", "study_specificity")
+    rows = tuple(
+        (
+            f"{row['factor']}: {row['group']}",
+            *(said(look(row, count)) for count in counts),
+            *(_of_row(row, rate) for rate in rates),
+        )
+        for row in found
+    )
+    columns = ("subgroup", "slices", "studies", "patients", *(rate.replace("_", " ") for rate in rates))
+    return Section(title="Subgroups", tables=(Table(caption="any, by subgroup", columns=columns, rows=rows),))
+
+
+def _of_row(row: Document, rate: str) -> str:
+    """One rate of a flat row with its interval."""
+    if rate not in row:
+        return NOT_STATED
+    numbers = {"value": row[rate], "low": look(row, f"{rate}_low"), "high": look(row, f"{rate}_high")}
+    counted = "num_positive_studies" if rate.startswith("study_") else "num_positive_slices"
+    return estimated(numbers, look(row, counted))
 
 
 def operating_section(document: Document) -> Section:
@@ -111,7 +156,9 @@ def operating_section(document: Document) -> Section:
     sentences, tables = [], []
     for block in blocks(document):
         sentences.append(f"{block.title.capitalize()}: thresholds by the rule {said(look(block.thresholds, 'rule'))}.")
-        tables += [_points_table(block), _worth_table(block)]
+        tables.append(_points_table(block))
+        if block.metrics is not None:
+            tables.append(_worth_table(block))
     return Section(title="Operating points", sentences=tuple(sentences), tables=tuple(tables))
 
 
