@@ -66,6 +66,11 @@ train cache       --cache device
 train graph       --cuda-graph
 train compiled    --compile
 train overhead    --compile reduce-overhead
+train options     --loss focal --class-weights inverse --ema 0.999 --clip-norm 1 --accumulate 2 --schedule cosine --warmup-epochs 0.5
+train graph_loss  --cuda-graph --class-weights challenge --ema 0.999 --clip-norm 1
+# Every GPU of the machine as one process: NCCL. With one GPU this is the ordinary run.
+step train_ddp    "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node gpu -m fastich.train --records "$work/records" \
+  --out "$out/run-ddp" --weights none --size 128 --batch-size 32 --epochs 2 --amp --device cuda --cache device
 # torch, ONNX Runtime CUDA in float32 and float16; each checked against torch in float32.
 bench infer
 bench codec

@@ -161,6 +161,14 @@ def test_one_process_goes_on_where_two_left_off(
     assert measured(tmp_path / "run") == pytest.approx(measured(one), rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_two_compiled_processes_learn_what_one_plain_one_learns(one: Path, records: Path, tmp_path: Path) -> None:
+    done = torchrun(records, tmp_path / "run", "--compile")
+    assert done.returncode == 0, done.stderr
+    assert measured(tmp_path / "run") == pytest.approx(measured(one), rel=1e-4)
+
+
 def test_no_torchrun_is_a_world_of_one() -> None:
     assert find_world({}) is find_world({"WORLD_SIZE": "1", "RANK": "0"}) is ALONE
     assert find_world(TOLD) == World(rank=1, size=4, local_rank=1)

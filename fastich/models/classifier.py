@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
+from torchvision.ops.misc import SqueezeExcitation
 
 from fastich.errors import CheckpointError
 from fastich.labels import NUM_LABELS
@@ -73,6 +74,14 @@ class Classifier(nn.Module):
         return cast(torch.Tensor, self.head(self.embedding(images)))
 
 
+class _Mean(nn.Module):
+    """Adaptive pooling to one pixel, whose own export gathers by N and so reaches past ``image`` to the input."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Means [N, C, 1, 1] of ``features`` [N, C, h, w]."""
+        return features.mean(dim=(2, 3), keepdim=True)
+
+
 def _of_densenet(network: models.DenseNet) -> nn.Sequential:
     return _named(*network.features.named_children(), ("relu5", nn.ReLU()))
 
@@ -82,6 +91,9 @@ def _of_resnet(network: models.ResNet) -> nn.Sequential:
 
 
 def _of_efficientnet(network: models.EfficientNet) -> nn.Sequential:
+    for module in network.modules():
+        if isinstance(module, SqueezeExcitation):
+            module.avgpool = _Mean()
     return _named(*network.features.named_children())
 
 

@@ -37,7 +37,7 @@ START_TIMEOUT_S = 3600.0
 """How long the first rank waits for the last to have opened its records and filled its cache."""
 LET_GO_S = 0.2
 """Given to gloo's threads before the end: each lets go of its last tensor under the interpreter's lock, and destroying
-the group waits for them while it holds that lock (seen with torch 2.10: one end in six hung).
+the group waits for them while it holds that lock (seen with torch 2.10: two ends in seven hung).
 Source: github.com/pytorch/pytorch, issue 56297."""
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` tells its processes."""
