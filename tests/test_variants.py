@@ -199,7 +199,7 @@ class Shifted:
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        (30.0, r"expected up to 1% of 18 decisions flipped, found \d+; nothing was written"),
+        (-30.0, r"expected up to 1% of 18 decisions flipped, found \d+; nothing was written"),
         (float("nan"), "expected finite scores, found NaN or infinity; nothing was written"),
     ],
 )
