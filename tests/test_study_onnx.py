@@ -115,7 +115,6 @@ def test_constants_of_the_calibrations_can_be_found_by_name() -> None:
     graph = onnx.load_from_string(study_onnx_bytes(model("gru"), fitted("platt", 0), fitted("isotonic", 0))).graph
     names = {tensor.name for tensor in graph.initializer if "calibration" in tensor.name}
     of_study = set(calibration.constants(fitted("isotonic", 0)))
-    assert len(of_study) == 7
     assert names == {f"slice_{name}" for name in (SCALE, BIAS)} | {f"study_{name}" for name in of_study}
 
 

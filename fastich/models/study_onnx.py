@@ -15,6 +15,7 @@ from fastich.artifact import TensorSpec, has_external_data
 from fastich.calibration import NONE, PIECEWISE, Calibration, constants
 from fastich.errors import ArtifactError
 from fastich.labels import ANY
+from fastich.models.calibrator import LEAST_WIDTH
 from fastich.models.onnx_graph import OPSET
 from fastich.models.sequence import GAP_SCALE_MM, LOGIT_SCALE, MOST_GAP_MM, SequenceModel
 from fastich.study_contract import STUDY_FILE, STUDY_INPUTS, STUDY_OUTPUTS
@@ -83,13 +84,21 @@ NO_KNOTS = """
     {of}_each = Identity ({of}_smooth)
 """
 KNOTTED = """
+    {of}_starts = Slice ({of}_calibration_knots, zero, last, zero)
+    {of}_ends = Slice ({of}_calibration_knots, one, end, zero)
+    {of}_spans = Sub ({of}_ends, {of}_starts)
+    {of}_widths = Max ({of}_spans, least_width)
+    {of}_p_starts = Slice ({of}_calibration_values, zero, last, zero)
+    {of}_p_ends = Slice ({of}_calibration_values, one, end, zero)
+    {of}_rises = Sub ({of}_p_ends, {of}_p_starts)
+    {of}_base = Slice ({of}_p_starts, zero, one, zero)
     {of}_across = Unsqueeze ({logit}, one)
-    {of}_way = Sub ({of}_across, {of}_calibration_starts)
-    {of}_ratio = Div ({of}_way, {of}_calibration_widths)
+    {of}_way = Sub ({of}_across, {of}_starts)
+    {of}_ratio = Div ({of}_way, {of}_widths)
     {of}_passed = Clip ({of}_ratio, nothing, whole)
-    {of}_risen = Mul ({of}_passed, {of}_calibration_rises)
+    {of}_risen = Mul ({of}_passed, {of}_rises)
     {of}_sum = ReduceSum <keepdims = 0> ({of}_risen, one)
-    {of}_between = Add ({of}_calibration_base, {of}_sum)
+    {of}_between = Add ({of}_base, {of}_sum)
     {of}_each = Where ({of}_calibration_piecewise, {of}_between, {of}_smooth)
 """
 """As ``models/calibrator.py``: how far the logit has passed each segment between knots adds up."""
@@ -205,6 +214,7 @@ def _constants(model: SequenceModel) -> dict[str, torch.Tensor]:
         "unknown": torch.tensor([torch.nan]),
         "nothing": torch.tensor(0.0),
         "whole": torch.tensor(1.0),
+        "least_width": torch.tensor(LEAST_WIDTH),
         "most_gap_mm": torch.tensor(MOST_GAP_MM),
         "gap_scale_mm": torch.tensor(GAP_SCALE_MM),
         "logit_scale": torch.tensor(LOGIT_SCALE),
