@@ -21,6 +21,7 @@ from fastich import checkpoint, verb
 from fastich.checkpoint import LoadedRun, load_run, weights_sha256
 from fastich.errors import FastichError, RecordError
 from fastich.files import write_json
+from fastich.leakage_sides import CERTIFICATE_KEY
 from fastich.records.index import series_numbers
 from fastich.records.reader import RecordReader
 from fastich.training import history
@@ -149,7 +150,13 @@ def start(
     }
     return StudyJob(
         config=config,
-        folder=StudyFolder(path=config.out, config=config, dataset_sha256=reader.dataset_sha256, cnn=cnn),
+        folder=StudyFolder(
+            path=config.out,
+            config=config,
+            dataset_sha256=reader.dataset_sha256,
+            cnn=cnn,
+            leakage_certificate=run.meta.get(CERTIFICATE_KEY),
+        ),
         model=model,
         networks=networks,
         optimizer=make_optimizer(networks, config),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from study_records import loaded_cnn, write_studies
 
-from fastich import evaluate, leakage, study_run, train_study
+from fastich import checkpoint, evaluate, leakage, study_run, train_study
 from fastich.calibration import Calibration
 from fastich.errors import CheckpointError, UsageError
 from fastich.evaluate import EvaluateConfig
@@ -16,6 +16,7 @@ from fastich.labels import LABELS
 from fastich.records.reader import RecordReader
 from fastich.report import pictures
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
+from fastich.study_run import load_study_run
 from fastich.subject import HEAD, headed, open_subject, study_folders
 from fastich.training.feed import Feed
 from fastich.training.precision import Precision
@@ -84,6 +85,12 @@ def test_evaluation_of_a_sequence_model_says_what_validation_decided(
         made = pd.read_parquet(tmp_path / "out" / f"{table}.parquet")
         decided = Calibration.from_document(json.loads((tmp_path / "out" / f"{document}.json").read_text()))
         np.testing.assert_allclose(made[PROBABILITY_COLUMNS], decided.probability(made[LOGIT_COLUMNS]))
+
+
+def test_a_study_run_holds_the_certificate_of_its_cnn(base: Path) -> None:
+    found = checkpoint.read_meta(base / "study" / checkpoint.BEST)["leakage_certificate"]
+    assert found is not None
+    assert found == load_study_run(base / "study").cnn.meta["leakage_certificate"]
 
 
 def test_a_sequence_model_takes_no_views_of_slices(base: Path) -> None:

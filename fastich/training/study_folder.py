@@ -18,6 +18,7 @@ from fastich import checkpoint, verb
 from fastich.checkpoint import Checkpoint
 from fastich.errors import CheckpointError, UsageError
 from fastich.files import write_json
+from fastich.leakage_sides import CERTIFICATE_KEY
 from fastich.models.weights import Tensors
 from fastich.training import history
 from fastich.training.environment import versions
@@ -41,12 +42,14 @@ class StudyFolder:
         dataset_sha256: of the records.
         cnn: of the CNN it starts from: ``run`` (as seen from ``path``), ``which``, ``weights_sha256``, ``epoch``,
             ``embedding_size``.
+        leakage_certificate: of the CNN, whose splits are those of the sequence model; None where it has none.
     """
 
     path: Path
     config: StudyConfig
     dataset_sha256: str
     cnn: dict[str, Any]
+    leakage_certificate: dict[str, Any] | None
 
     @property
     def last(self) -> Path:
@@ -77,6 +80,7 @@ class StudyFolder:
             "config": self.config.resolved(),
             "cnn": self.cnn,
             "dataset_sha256": self.dataset_sha256,
+            CERTIFICATE_KEY: self.leakage_certificate,
             "best_loss": position.stopping.best_loss,
             "best_epoch": position.stopping.best_epoch,
             "versions": versions(),
