@@ -77,7 +77,8 @@ def train_one(config: StudyConfig) -> dict[str, Any]:
         )
         require_labelled(config, reader, run)
         job = start(config, run, reader, open_source(config, run, reader, feed), precision)
-        with torch_threads(config.num_threads):
+        # the steps of a GRU are so small that cores which share one mostly wait for each other
+        with torch_threads(config.num_threads if config.end_to_end else 1):
             position = job.folder.restore(job.networks, job.optimizer, job.scaler, _beginning(job))
             while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
                 position = run_epoch(job, position)
