@@ -1,14 +1,17 @@
 """Three-way triage of studies with a guarantee that holds for any network: clear, flag, or human first.
 
 Split conformal risk control on studies of known truth: p(any) below ``clear`` is cleared, above ``flag`` flagged, and
-what lies between, or at a threshold, goes to a human first. Each threshold is the boldest one whose risk on a new study
-is at most its alpha, by the exact finite-sample formula: with n studies of the class, at most
-``floor(alpha * (n + 1)) - 1`` of them may be on the wrong side. Where n is too small for even none to be wrong, nothing
-is cleared (or flagged), and the document says how many studies are needed. Numpy only; microseconds.
+what lies between, or at a threshold, goes to a human first. That p(any) is ``study_score``, the network's own and not
+a calibrated one: the guarantee wants a score that was not fitted on the studies that it is calibrated with.
+
+Each threshold is the boldest one whose risk on a new study is at most its alpha, by the exact finite-sample formula:
+with n studies of the class, at most ``floor(alpha * (n + 1)) - 1`` of them may be on the wrong side. Where n is too
+small for even none to be wrong, nothing is cleared (or flagged), and the document says how many studies are needed.
+Numpy only; microseconds.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024 (arXiv:2208.02814), theorem 1
 with losses 1{cleared} of studies with a bleed and 1{flagged} of studies without: B = 1.
-Shapes: S studies.
+Shapes: S studies, K labels.
 """
 
 import math
@@ -23,6 +26,8 @@ Floats = NDArray[np.float64]
 
 FLAG, CLEAR, HUMAN_FIRST = "flag", "clear", "human first"
 ASSUMPTION = "if new studies are exchangeable with the calibration studies of their class (same site, same mix)"
+SCORE = "sigmoid of a study's largest raw logit"
+"""``study_score`` in words, for documents."""
 ROUNDING = 1e-9
 """``alpha * (n + 1)`` may fall short of a whole number by float64's rounding."""
 
@@ -104,6 +109,11 @@ class Triage:
         except (KeyError, TypeError) as error:
             what = f"{type(error).__name__} {error}"
             raise ValueError(f"triage: expected alphas, counts and two thresholds, found {what}") from error
+
+
+def study_score(logit_SK: NDArray[np.floating]) -> Floats:
+    """What triage decides on, float64 [S]: the sigmoid of each study's largest logit, ``any`` and subtypes alike."""
+    return np.asarray(1 / (1 + np.exp(-logit_SK.astype(np.float64).max(axis=1))), dtype=np.float64)
 
 
 def _check_alpha(*alphas: float) -> None:

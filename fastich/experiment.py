@@ -25,7 +25,16 @@ from fastich.report.results import truth_and_scores
 from fastich.steps import clear, step
 from fastich.verb import add_config_flags, config_from_args, option, parser, run
 
-TRUTH, SLICES, LABELS_CSV = "truth.csv", "stage_2_train", "stage_2_train.csv"
+TRUTH, SLICES, LABELS_CSV, MASKS = "truth.csv", "stage_2_train", "stage_2_train.csv", "masks"
+PHANTOM_SIZE = 192
+"""Side of the synthetic slices, pixels: larger than the network's input, as at a scanner."""
+PAGES = (
+    "evaluation-cnn/report.html",
+    "evaluation-study/report.html",
+    "model/model_card.html",
+    "explanation/index.html",
+    "summary.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +43,12 @@ class ExperimentConfig:
 
     out: Path = option(Path("runs/study"), "folder of everything it makes; replaced if it holds an experiment")
     studies: int = option(161, "synthetic studies; the default is 140 patients, 60 of them to train and 60 to test")
-    size: int = option(128, "side of slices and network input, pixels")
-    epochs: int = option(12, "epochs of the 2D network")
-    study_epochs: int = option(40, "most epochs of the sequence model")
+    size: int = option(128, "side of records and network input, pixels")
+    epochs: int = option(10, "epochs of the 2D network")
     batch_size: int = option(24, "slices a step of the 2D network")
     val: float = option(0.143, "share of the slices to validate on")
     test: float = option(0.428, "share of the slices to test on")
+    explained: int = option(20, "held-out studies with a bleed whose class maps are held against the true outlines")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     workers: int = option(os.cpu_count() or 1, "processes that write synthetic studies and pack records")
     seed: int = option(0, "seed of the studies, the split and the training")
@@ -61,8 +70,8 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     summary = _summary(config, seconds | {"total": time.monotonic() - started})
     write_json(config.out / "summary.json", summary)
     print(experiment_table.text(summary))
-    for name in ("evaluation-cnn/report.html", "evaluation-study/report.html", "model/model_card.html", "summary.json"):
-        print(f"{(config.out / name).resolve()}")
+    for name in PAGES:
+        print((config.out / name).resolve())
     return summary
 
 
@@ -71,12 +80,12 @@ def _data(config: ExperimentConfig) -> dict[str, float]:
     dicom, records = config.out / "dicom", config.out / "records"
     return {
         "phantom": step(
-            "phantom", "--out", dicom, "--studies", config.studies, "--size", config.size, "--seed", config.seed,
+            "phantom", "--out", dicom, "--studies", config.studies, "--size", PHANTOM_SIZE, "--seed", config.seed,
             "--workers", config.workers,
         ),
         "pack": step(
-            "pack", "--dicom", dicom / SLICES, "--labels", dicom / LABELS_CSV, "--out", records, "--val", config.val,
-            "--test", config.test, "--seed", config.seed, "--workers", config.workers,
+            "pack", "--dicom", dicom / SLICES, "--labels", dicom / LABELS_CSV, "--out", records, "--size",
+            config.size, "--val", config.val, "--test", config.test, "--seed", config.seed, "--workers", config.workers,
         ),
         "leakage": step("leakage", records),
     }  # fmt: skip
@@ -92,8 +101,7 @@ def _models(config: ExperimentConfig) -> dict[str, float]:
             "--augment", "--seed", config.seed,
         ),
         "train_study": step(
-            "train_study", "--run", cnn, "--records", records, "--out", study, "--epochs", config.study_epochs,
-            "--seed", config.seed,
+            "train_study", "--run", cnn, "--records", records, "--out", study, "--amp", "--seed", config.seed,
         ),
     }  # fmt: skip
 
@@ -118,7 +126,21 @@ def _delivery(config: ExperimentConfig) -> dict[str, float]:
         "--run", out / "cnn", "--study", out / "study", "--evaluation", out / "evaluation-cnn", "--study-evaluation",
         out / "evaluation-study", "--records", out / "records", "--out", out / "model",
     )  # fmt: skip
-    return {"export": step("export", *model)}
+    seconds = {"export": step("export", *model)}
+    files = held_out_files(config)
+    shown = f"python -m fastich.explain --model {out / 'model'} --masks ...  ({len(files)} held-out files)"
+    words = ("--model", out / "model", "--out", out / "explanation", "--masks", out / "dicom" / MASKS, *files)
+    return seconds | {"explain": step("explain", *words, shown=shown)}
+
+
+def held_out_files(config: ExperimentConfig) -> list[Path]:
+    """The DICOM files of the first ``config.explained`` studies with a bleed that are tested on."""
+    columns = ["study_uid", "source", "split", "any"]
+    index = pd.read_parquet(config.out / "records" / "index.parquet", columns=columns)
+    tested = index[index["split"] == "test"]
+    studies = tested.loc[tested["any"] == 1, "study_uid"].drop_duplicates().head(config.explained)
+    sources = tested.loc[tested["study_uid"].isin(studies), "source"].drop_duplicates()
+    return [config.out / "dicom" / SLICES / source for source in sources]
 
 
 def log_loss_gain(folder_a: Path, folder_b: Path, num_resamples: int, seed: int) -> dict[str, Any]:
@@ -141,6 +163,7 @@ def _summary(config: ExperimentConfig, seconds: dict[str, float]) -> dict[str, A
             config.out / "evaluation-cnn", config.out / "evaluation-study", config.bootstrap, config.seed
         ),
         "comparison": _read(config.out / "comparison" / "compare.json"),
+        "explanation": _read(config.out / "explanation" / "findings.json"),
         "training": _read(config.out / "cnn" / "run.json"),
         "study_training": _read(config.out / "study" / "run.json"),
     }

@@ -25,7 +25,7 @@ from fastich.files import atomic_path
 from fastich.model_card import publish
 from fastich.models.sequence import SequenceModel
 from fastich.models.study_onnx import study_onnx_bytes
-from fastich.parity import Answer, check_parity, difference
+from fastich.parity import Answer, check_parity, difference, worse_of
 from fastich.study_contract import STUDY_FILE, STUDY_INPUTS, STUDY_OUTPUTS, STUDY_ROLE, StudyPart, to_document
 from fastich.study_run import LoadedStudyRun
 
@@ -134,11 +134,8 @@ def measure(
         true, file = (_joined([pair[side][which] for pair in answers]) for side in (0, 1))
         found.append(difference(true, file, cut))
     slices, studies = found
-    worst = {key: max(slices[key], studies[key]) for key in ("max_abs_logit", "max_abs_probability")}
-    flips = {key: slices[key] + studies[key] for key in ("flips_at_half", "flips_at_thresholds")}
     lengths = ", ".join(map(str, PARITY_LENGTHS))
-    counts = {"num_slices": slices["num_slices"], "num_studies": studies["num_slices"]}
-    return counts | worst | flips | {"input": f"series of {lengths} of the parity slices"}
+    return worse_of(slices, studies) | {"input": f"series of {lengths} of the parity slices"}
 
 
 def _joined(parts: list[Answer]) -> Answer:

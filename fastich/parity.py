@@ -52,6 +52,13 @@ def difference(first: Answer, second: Answer, thresholds: Thresholds) -> dict[st
     }
 
 
+def worse_of(slices: Mapping[str, Any], studies: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``parity`` says of a sequence model, from the differences of its slices and of its studies."""
+    worst = {key: max(slices[key], studies[key]) for key in ("max_abs_logit", "max_abs_probability")}
+    flips = {key: slices[key] + studies[key] for key in ("flips_at_half", "flips_at_thresholds")}
+    return {"num_slices": slices["num_slices"], "num_studies": studies["num_slices"]} | worst | flips
+
+
 def _flips(first: NDArray[np.float32], second: NDArray[np.float32], threshold: float | NDArray[np.float64]) -> int:
     return int(((first.astype(np.float64) >= threshold) != (second.astype(np.float64) >= threshold)).sum())
 

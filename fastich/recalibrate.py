@@ -2,17 +2,20 @@
 
 A table of outcomes is joined with the scores that ``python -m fastich.score --json`` printed, and Platt's scale and
 bias are fitted anew on the raw logits of each label that has enough of both classes; the others keep what they have. A
-new model folder gets the constants, the thresholds and a model.json that says all of it. No torch, no pixels of
-patients: seconds, most of them for asking every new file whether it says what it should.
+new model folder gets the constants, the thresholds, a model.json that says all of it and its model card. No torch, no
+pixels of patients: seconds, most of them for asking every new file whether it says what it should.
 
-Outcomes of studies calibrate the study's score, which is its largest slice: a slice's probability is then that of a
-study whose largest slice it is.
+With study.onnx in the folder, what scoring shows is the sequence model's: outcomes of slices recalibrate its slices,
+outcomes of studies its studies, each by itself. model.onnx and its variants stay as they are, so that their own
+probabilities are neither what scoring shows nor recalibrated. Without study.onnx, model.onnx and its variants are
+recalibrated, and outcomes of studies calibrate the study's score, which is its largest slice: a slice's probability is
+then that of a study whose largest slice it is.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +32,24 @@ from fastich.conformal import Triage
 from fastich.errors import ArtifactError, UsageError
 from fastich.files import atomic_path
 from fastich.labels import LABELS
+from fastich.model_card import publish
 from fastich.outcomes import join, read_outcomes, read_scores
 from fastich.parity import batches_of, check_parity, difference, synthetic_heads
-from fastich.refit import KEEP, STORED, Refit, choose_thresholds, document, refit_labels, refit_triage
+from fastich.recalibrate_study import decision_of, with_study
+from fastich.refit import (
+    KEEP,
+    STORED,
+    Decision,
+    Refit,
+    choose_thresholds,
+    document,
+    outdated,
+    refit_labels,
+    refit_triage,
+)
 from fastich.serve.session import OnnxEngine
+from fastich.serve.study_session import StudySession, open_study_session
+from fastich.study_contract import STUDY_FILE
 from fastich.types import HuArray
 from fastich.verb import option, required
 
@@ -91,83 +108,130 @@ def recalibrate(config: RecalibrateConfig) -> dict[str, Any]:
         raise UsageError(f"{config.out}: expected a folder that is new or empty, found it in use; choose another --out")
     old = contract.load_artifact(config.model)
     _require_known_files(config.model, old)
-    before, was = _read(old, config.model)
+    session = open_study_session(config.model)
     outcomes, scores = read_outcomes(config.outcomes), read_scores(config.scores)
-    _require_same_network(config, old, scores)
+    _require_same_networks(config, old, session, scores)
+    was = _decision(old, session, outcomes.unit)
+    before = _read(was, config.model)
     joined = join(outcomes, scores, f"{config.outcomes} and {config.scores}")
     refit = refit_labels(
         before, joined, least=config.least, folds=config.folds, seed=config.seed, where=str(config.outcomes)
     )
-    thresholds = choose_thresholds(old.thresholds, refit, joined, config.rule, outcomes)
-    triage, triage_note = refit_triage(was, refit.calibration, joined, outcomes.unit)
-    new = dataclasses.replace(
-        old,
-        thresholds=thresholds,
+    triage, triage_note = refit_triage(was.triage, joined, outcomes.unit)
+    now = Decision(
+        calibration=document(refit, joined, outcomes, was.calibration),
+        thresholds=choose_thresholds(was.thresholds, refit, joined, config.rule, outcomes),
         triage=triage,
-        calibration=document(refit, joined, outcomes, old.calibration),
-        metrics=None if old.metrics is None else {**old.metrics, "measured_with": "the calibration before this one"},
     )
-    left_out = write_folder(config, new, refit.calibration)
+    if session is None:
+        new, contents = without_study(config.model, old, now, refit.calibration)
+    else:
+        new, contents = with_study(config.model, old, session, outcomes.unit, now, refit.calibration)
+    write_folder(config.out, new, contents)
     return {
         "out": str(config.out),
         "unit": outcomes.unit,
         "num_joined": len(joined.labels),
         "num_patients": len(set(joined.patients.tolist())),
         "num_without_score": len(joined.without_score),
-        "left_out": left_out,
+        "unchanged": [] if session is None else sorted(set(contents) - {STUDY_FILE}),
+        "left_out": sorted(set(old.files) - set(contents)),
         "triage": triage_note,
-        "labels": label_rows(before, old.thresholds, refit, thresholds),
+        "labels": label_rows(before, was.thresholds, refit, now.thresholds),
     }
 
 
-def _read(artifact: Artifact, folder: Path) -> tuple[Calibration, Triage | None]:
+def _require_known_files(folder: Path, artifact: Artifact) -> None:
+    others = sorted(set(artifact.files) - {*contract.PRECISION_FILES.values(), TORCHSCRIPT_FILE, STUDY_FILE})
+    if others:
+        raise UsageError(
+            f"{folder}: only {ONNX_FILE}, its variants and {STUDY_FILE} can be recalibrated, found {', '.join(others)}"
+        )
+
+
+def _require_same_networks(
+    config: RecalibrateConfig, artifact: Artifact, session: StudySession | None, scores: dict[str, Any]
+) -> None:
+    """The scores' raw logits are those of this folder's network and of its sequence model."""
+    model = scores["model"]
+    pairs = {
+        "network": (artifact.weights_sha256, model["weights_sha256"]),
+        "sequence model": (
+            None if session is None else session.part.weights_sha256,
+            model.get("study_weights_sha256", model.get("study_sha256")),  # older scores name the file only: refused
+        ),
+    }
+    for what, (expected, found) in pairs.items():
+        if found != expected:
+            raise UsageError(
+                f"{config.scores}: expected scores of {what} {_short(expected)}, that of {config.model}, "
+                f"found {_short(found)}; score with this model"
+            )
+
+
+def _short(sha256: str | None) -> str:
+    return "none" if sha256 is None else sha256[:12]
+
+
+def _decision(artifact: Artifact, session: StudySession | None, unit: str) -> Decision:
+    """What decides about what the outcomes speak of."""
+    if session is not None:
+        return decision_of(session.part, unit)
+    return Decision(calibration=artifact.calibration, thresholds=artifact.thresholds, triage=artifact.triage)
+
+
+def _read(was: Decision, folder: Path) -> Calibration:
+    """The calibration of ``was``, whose triage is checked too."""
     try:
-        triage = None if artifact.triage is None else Triage.from_document(artifact.triage)
-        return Calibration.from_document(artifact.calibration), triage
+        if was.triage is not None:
+            Triage.from_document(was.triage)
+        return Calibration.from_document(was.calibration)
     except ValueError as error:
         raise ArtifactError(f"{folder / contract.MANIFEST}: damaged, {error}; export again") from error
 
 
-def _require_known_files(folder: Path, artifact: Artifact) -> None:
-    others = sorted(set(artifact.files) - {*contract.PRECISION_FILES.values(), TORCHSCRIPT_FILE})
-    if others:
-        raise UsageError(f"{folder}: only {ONNX_FILE} and its variants can be recalibrated, found {', '.join(others)}")
-
-
-def _require_same_network(config: RecalibrateConfig, artifact: Artifact, scores: dict[str, Any]) -> None:
-    found = scores["model"]["weights_sha256"]
-    if found != artifact.weights_sha256:
-        raise UsageError(
-            f"{config.scores}: expected scores of network {artifact.weights_sha256[:12]}, that of {config.model}, "
-            f"found {found[:12]}; score with this model"
-        )
-
-
-def write_folder(config: RecalibrateConfig, new: Artifact, calibration: Calibration) -> list[str]:
-    """Every ONNX file with the new constants, checked before anything is written, then model.json; what was left out.
+def without_study(
+    folder: Path, old: Artifact, now: Decision, calibration: Calibration
+) -> tuple[Artifact, dict[str, bytes]]:
+    """The new model.json, but for its files, and every ONNX file with the new constants, checked.
 
     TorchScript holds its constants in an archive that only torch reads: model.ts is left out.
+
+    Raises:
+        ArtifactError: there is no ONNX file, or a new one does not say what it should.
     """
-    names = [name for name in sorted(new.files) if name != TORCHSCRIPT_FILE]
+    names = [name for name in sorted(old.files) if name != TORCHSCRIPT_FILE]
     if not names:
-        raise ArtifactError(f"{config.model}: expected an ONNX file, found {TORCHSCRIPT_FILE} alone; export model.onnx")
+        raise ArtifactError(f"{folder}: expected an ONNX file, found {TORCHSCRIPT_FILE} alone; export model.onnx")
     heads = list(batches_of(synthetic_heads(HEADS)))
     contents: dict[str, bytes] = {}
-    parity = {pair: found for pair, found in new.parity.items() if TORCHSCRIPT_FILE not in pair}
+    parity = {pair: found for pair, found in old.parity.items() if TORCHSCRIPT_FILE not in pair}
     for name in verb.progress(names, total=len(names), unit="files", title="recalibrate"):
-        was = contract.read_verified(config.model, new, name)
+        was = contract.read_verified(folder, old, name)
         contents[name] = with_calibration(was, calibration, where=name)
-        parity |= compare(name, was, contents[name], calibration, heads, new.thresholds)
+        parity |= compare(name, was, contents[name], calibration, heads, now.thresholds)
+    new = dataclasses.replace(
+        old,
+        thresholds=now.thresholds,
+        triage=now.triage,
+        calibration=now.calibration,
+        metrics=outdated(old.metrics),
+        parity=parity,
+    )
+    return new, contents
+
+
+def write_folder(out: Path, new: Artifact, contents: Mapping[str, bytes]) -> None:
+    """The files, then the cards, and model.json last."""
     entries = {
         name: FileEntry(sha256=hashlib.sha256(made).hexdigest(), size_bytes=len(made), role=new.files[name].role)
         for name, made in contents.items()
     }
-    config.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name, made in contents.items():
-        with atomic_path(config.out / name) as temporary:
+        with atomic_path(out / name) as temporary:
             temporary.write_bytes(made)
-    contract.write_manifest(config.out, dataclasses.replace(new, files=entries, parity=parity))
-    return sorted(set(new.files) - set(names))
+    publish(out, dataclasses.replace(new, files=entries))
 
 
 def compare(
@@ -217,6 +281,11 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         f"{report['num_without_score']} outcomes without a score; after: cross-fitted by patient"
     )
     yield f"triage: {report['triage']}"
+    if report["unchanged"]:
+        yield (
+            f"recalibrated: {STUDY_FILE}, its {report['unit']} probabilities; as before: "
+            f"{', '.join(report['unchanged'])}, whose own probabilities are not what scoring shows"
+        )
     for name in report["left_out"]:
         yield f"left out: {name}, which holds the old calibration; only export can write it"
     yield f"written: {report['out']}"

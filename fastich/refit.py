@@ -1,4 +1,4 @@
-"""What a site's outcomes say: Platt's constants, thresholds and triage in the new probabilities, and what it gains.
+"""What a site's outcomes say: Platt's constants, thresholds in the new probabilities, triage, and what it gains.
 
 Pure functions behind the verb ``recalibrate``. Shapes: N rows, K = 6 labels in the order of ``labels.LABELS``.
 """
@@ -22,6 +22,18 @@ from fastich.outcomes import Joined, Outcomes
 
 STORED, KEEP = "stored", "keep"
 """Rules of thresholds beside those of ``operating_points``: the model's own, and none: the same probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What model.json says turns the raw logits of slices, or of studies, into probabilities and decisions.
+
+    ``calibration`` is a document of ``calibration.py``, ``triage`` one of ``conformal.py``; None without.
+    """
+
+    calibration: Mapping[str, Any]
+    thresholds: Thresholds
+    triage: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +123,25 @@ def choose_thresholds(old: Thresholds, refit: Refit, joined: Joined, rule: str, 
     return Thresholds(values=tuple(values), rule=source + (f", not {', '.join(refit.kept)}" if refit.kept else ""))
 
 
-def refit_triage(
-    was: Triage | None, calibration: Calibration, joined: Joined, unit: str
-) -> tuple[dict[str, Any] | None, str]:
-    """The triage in the new probabilities, from outcomes of studies with the old alphas; and a line that says so.
+def refit_triage(was: Mapping[str, Any] | None, joined: Joined, unit: str) -> tuple[Mapping[str, Any] | None, str]:
+    """The triage's document, and a line that says what became of it.
 
-    Outcomes of slices say nothing of studies: the old thresholds would be wrong, so there is none. That the constants
-    come from the same studies changes no decision by itself: they keep the ranking, and the thresholds are ranks.
+    Triage looks at raw logits (``conformal.study_score``), which no recalibration changes: outcomes of slices, which
+    say nothing of studies, leave it as it is; outcomes of studies choose it again, for the site, with the old alphas.
+
+    Raises:
+        ValueError: ``was`` holds no triage.
     """
     if was is None:
         return None, "the model has none"
+    old = Triage.from_document(was)
     if unit != "study":
-        return None, "left out: its thresholds are of the old probabilities, and only outcomes of studies give new ones"
+        return was, "kept: it looks at raw logits, which do not change"
     known = joined.labels[:, ANY] != UNKNOWN
-    p_any, bleed = calibration.probability(joined.logit)[known, ANY], joined.labels[known, ANY]
-    made = conformal.fit(p_any, bleed, alpha_miss=was.alpha_miss, alpha_alarm=was.alpha_alarm)
-    return made.to_document(), "; ".join(["chosen again on the outcomes", *made.outcomes])
+    score, bleed = conformal.study_score(joined.logit[known]), joined.labels[known, ANY]
+    made = conformal.fit(score, bleed, alpha_miss=old.alpha_miss, alpha_alarm=old.alpha_alarm)
+    note = "; ".join(["chosen again on the outcomes", *made.outcomes])
+    return made.to_document() | {"score": conformal.SCORE}, note
 
 
 def document(refit: Refit, joined: Joined, outcomes: Outcomes, previous: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,3 +159,8 @@ def document(refit: Refit, joined: Joined, outcomes: Outcomes, previous: Mapping
         },
         "previous": dict(previous),
     }
+
+
+def outdated(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """``metrics`` of an evaluation, which say from now on that another calibration was measured; None without."""
+    return None if metrics is None else {**metrics, "measured_with": "the calibration before this one"}

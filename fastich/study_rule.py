@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastich.artifact import MANIFEST, Thresholds
-from fastich.conformal import Triage
+from fastich.conformal import Triage, study_score
 from fastich.dicom import Series, Study
 from fastich.errors import ArtifactError
 from fastich.serve.session import Session
@@ -83,8 +83,8 @@ def triage_of(session: Session, study_session: StudySession | None) -> Triage | 
 
 
 def triage_score(study_logit_K: NDArray[np.float64]) -> float:
-    """What triage decides on: the sigmoid of the largest logit of a study, ``any`` and subtypes alike."""
-    return float(1 / (1 + np.exp(-study_logit_K.max())))
+    """What triage decides on: ``study_score`` of one study."""
+    return float(study_score(study_logit_K[None])[0])
 
 
 def judge(study: Study, found: Answers, study_session: StudySession | None) -> Judged:

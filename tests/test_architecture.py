@@ -71,6 +71,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "calibration_graph",
         "outcomes",
         "refit",
+        "recalibrate_study",
     ),
     ("training", "variants", "findings", "explain"),
     (

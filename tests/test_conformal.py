@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastich import conformal
-from fastich.conformal import Triage, allowed, coverage, fit, needed, rates
+from fastich.conformal import Triage, allowed, coverage, fit, needed, rates, study_score
 
 
 def studies(count: int, seed: int, prevalence: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
@@ -20,6 +20,13 @@ def studies(count: int, seed: int, prevalence: float = 0.4) -> tuple[np.ndarray,
 def triage(**changed: object) -> Triage:
     whole = {"alpha_miss": 0.1, "alpha_alarm": 0.1, "num_bleed": 20, "num_without": 20, "clear": 0.2, "flag": 0.8}
     return Triage(**(whole | changed))  # type: ignore[arg-type]
+
+
+def test_score_of_a_study_is_its_largest_logit_whichever_label_has_it() -> None:
+    logit = np.array([[-3, -2, 0.5, -9, -1, 0.25], [-5, -4, -6, -7, -8, -3.5]], dtype=np.float32)
+    found = study_score(logit)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, 1 / (1 + np.exp([-0.5, 3.5])))
 
 
 @pytest.mark.parametrize("alpha", [0.02, 0.05, 0.1, 0.25])

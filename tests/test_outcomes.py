@@ -127,6 +127,23 @@ def test_studies_are_joined_by_their_largest_slice(tmp_path: Path) -> None:
     assert found.patients.tolist() == ["P1", "P2"]
 
 
+def test_studies_are_joined_by_the_logit_that_they_state(tmp_path: Path) -> None:
+    stated = json.loads(json.dumps(TWO))
+    stated["studies"][0]["logit"] = {label: 0.5 - i for i, label in enumerate(LABELS)}
+    found = join(read_outcomes(table(tmp_path, "study_uid,any\nS1,1\nS2,0\n")), stated, "here")
+    np.testing.assert_array_equal(found.logit, [[0.5, -0.5, -1.5, -2.5, -3.5, -4.5], [-1, 0, 1, 2, 3, 4]])
+    by_slice = join(read_outcomes(table(tmp_path, "sop_uid,any\na,1\n")), stated, "here")
+    np.testing.assert_array_equal(by_slice.logit[0], [0, 1, 2, 3, 4, 5])
+
+
+def test_study_whose_logit_is_damaged_is_refused(tmp_path: Path) -> None:
+    damaged = json.loads(json.dumps(TWO))
+    damaged["studies"][0]["logit"] = {"any": 1.0}
+    (tmp_path / "scores.json").write_text(json.dumps(damaged))
+    with pytest.raises(FastichError, match="found KeyError 'epidural'; score again"):
+        read_scores(tmp_path / "scores.json")
+
+
 def test_outcomes_that_were_never_scored_are_named(tmp_path: Path) -> None:
     outcomes = read_outcomes(table(tmp_path, "study_uid,any\nS6,1\nS7,0\nS8,0\nS9,1\n"))
     with pytest.raises(

@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import json
 import subprocess
@@ -8,6 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from site_outcomes import (
+    NUM_STUDIES,
+    SLICES,
+    score_document,
+    site,
+    slice_outcomes,
+    study_outcomes,
+    study_truth,
+    write_table,
+)
 from small_dense import SIZE, SmallDense, write_folder
 
 from fastich import artifact as contract
@@ -25,6 +34,7 @@ from fastich.calibration import Calibration, LabelCalibration, fit
 from fastich.errors import ArtifactError, FastichError, UsageError
 from fastich.files import sha256_file
 from fastich.labels import LABELS
+from fastich.model_card import HTML_FILE, MARKDOWN_FILE
 from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import onnx_bytes
 from fastich.models.serving import Front, ServingModel
@@ -36,7 +46,6 @@ from fastich.windowing import DEFAULT_WINDOWS
 
 HALF = PRECISION_FILES["float16"]
 BEFORE = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.5, bias=-1.0),) * 6)
-NUM_STUDIES, SLICES = 60, 10
 
 
 @pytest.fixture(scope="module")
@@ -69,63 +78,16 @@ def model(tmp_path: Path, content: bytes) -> Path:
     return folder
 
 
-def site(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Raw logits and labels of the site's slices; epidural is rare, any is the OR of the subtypes."""
-    rng = np.random.default_rng(seed)
-    honest = rng.normal(-1.5, 1.2, (NUM_STUDIES * SLICES, 6))
-    labels = (rng.random(honest.shape) < 1 / (1 + np.exp(-honest))).astype(int)
-    labels[:, 0] = np.arange(len(labels)) < 7
-    labels[:, 5] = labels[:, :5].max(axis=1)
-    honest[:, 5] = honest[:, :5].max(axis=1)
-    return 3 * honest + 1, labels
-
-
-def study_of(index: int) -> str:
-    return f"1.2.{index // SLICES}"
-
-
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
-    logit, _ = site()
-    slices = [
-        {"sop_uid": f"1.9.{i}", "logit": dict(zip(LABELS, map(float, row), strict=True))} for i, row in enumerate(logit)
-    ]
-    studies = [
-        {
-            "study_uid": study_of(start),
-            "patient_id": f"P{start // SLICES}",
-            "series": [{"slices": slices[start : start + SLICES]}],
-        }
-        for start in range(0, len(slices), SLICES)
-    ]
     path = tmp_path / "scores.json"
-    path.write_text(json.dumps({"model": {"weights_sha256": "ab" * 32}, "studies": studies}))
+    path.write_text(json.dumps(score_document()))
     return path
 
 
 @pytest.fixture
 def outcomes(tmp_path: Path) -> Path:
-    """Outcomes by slice, of any, epidural and subdural alone."""
-    _, labels = site()
-    return write_table(
-        tmp_path / "slices.csv",
-        ["sop_uid", "any", "epidural", "subdural"],
-        [[f"1.9.{i}", row[5], row[0], row[4]] for i, row in enumerate(labels)],
-    )
-
-
-@pytest.fixture
-def study_outcomes(tmp_path: Path) -> Path:
-    largest = site()[0].reshape(NUM_STUDIES, SLICES, 6).max(axis=1)[:, 5]
-    bleeds = largest + np.random.default_rng(0).normal(0, 2, NUM_STUDIES) > np.median(largest)
-    rows = [[study_of(i * SLICES), int(bleed)] for i, bleed in enumerate(bleeds)]
-    return write_table(tmp_path / "studies.csv", ["study_uid", "any"], rows)
-
-
-def write_table(path: Path, header: list[str], rows: list[list[object]]) -> Path:
-    with path.open("w", newline="") as opened:
-        csv.writer(opened).writerows([header, *rows])
-    return path
+    return slice_outcomes(tmp_path / "slices.csv")
 
 
 def run(model: Path, outcomes: Path, scores: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -170,8 +132,9 @@ def test_manifest_says_how_from_what_and_what_was_before(
     assert artifact.calibration["num_patients"] == NUM_STUDIES
     assert artifact.calibration["previous"] == BEFORE.to_document()
     assert artifact.metrics == {"split": "test", "measured_with": "the calibration before this one"}
-    assert artifact.triage is None
-    assert report["triage"].startswith("left out")
+    assert artifact.triage == load_artifact(model).triage is not None
+    assert report["triage"] == "kept: it looks at raw logits, which do not change"
+    assert report["unchanged"] == report["left_out"] == []
     assert set(artifact.parity) == {
         f"{HALF} (onnxruntime) vs {ONNX_FILE}",
         f"{ONNX_FILE} recalibrated vs numpy",
@@ -195,19 +158,18 @@ def test_figures_get_better_and_thresholds_follow_the_stored_rule(
 
 
 def test_outcomes_of_studies_calibrate_the_largest_slice_and_the_triage(
-    model: Path, study_outcomes: Path, scores: Path, tmp_path: Path
+    model: Path, scores: Path, tmp_path: Path
 ) -> None:
-    report = run(model, study_outcomes, scores, tmp_path / "new", least=10)
+    path = study_outcomes(tmp_path / "studies.csv")
+    report = run(model, path, scores, tmp_path / "new", least=10)
     artifact = load_artifact(tmp_path / "new")
     largest = site()[0].reshape(NUM_STUDIES, SLICES, 6).max(axis=1)
-    truth = np.full((NUM_STUDIES, 6), -1)
-    with study_outcomes.open() as opened:
-        truth[:, 5] = [int(row["any"]) for row in csv.DictReader(opened)]
-    wanted = fit(largest, truth, "platt").of_label[5]
+    wanted = fit(largest, study_truth(path), "platt").of_label[5]
     assert Calibration.from_document(artifact.calibration).of_label[5] == wanted
     assert artifact.calibration["unit"] == "study"
-    assert artifact.triage is not None
-    assert artifact.triage["num_bleed"] + artifact.triage["num_without"] == NUM_STUDIES
+    bleed = study_truth(path)[:, 5]
+    made = conformal.fit(1 / (1 + np.exp(-largest.max(axis=1))), bleed, alpha_miss=0.2, alpha_alarm=0.2)
+    assert artifact.triage == made.to_document() | {"score": conformal.SCORE}
     assert report["triage"].startswith("chosen again on the outcomes")
 
 
@@ -228,7 +190,9 @@ def test_torchscript_is_left_out_and_said(
     shown = capsys.readouterr().out
     assert "left out: model.ts, which holds the old calibration; only export can write it" in shown
     assert "model.ts vs torch" not in load_artifact(tmp_path / "new").parity
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted([HALF, MANIFEST, ONNX_FILE])
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(
+        [HALF, MANIFEST, ONNX_FILE, HTML_FILE, MARKDOWN_FILE]
+    )
     assert "epidural" in shown
     assert "keeps its calibration: needs 20 positives and negatives, found 7 and 593" in shown
     assert "600 outcomes by slice, 60 patients; 0 outcomes without a score; after: cross-fitted by patient" in shown
@@ -254,7 +218,7 @@ def test_json_is_what_is_returned(
 
 def test_file_of_another_kind_is_refused(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
     add_file(model, "other.bin")
-    with pytest.raises(UsageError, match=r"only model\.onnx and its variants can be recalibrated, found other\.bin"):
+    with pytest.raises(UsageError, match=r"only model\.onnx, its variants and study\.onnx can be recal.*, found other"):
         run(model, outcomes, scores, tmp_path / "new")
 
 
@@ -266,6 +230,28 @@ def test_folder_in_use_is_never_written_into(model: Path, outcomes: Path, scores
 def test_scores_of_another_network_are_refused(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
     scores.write_text(scores.read_text().replace("ab" * 32, "cd" * 32))
     with pytest.raises(UsageError, match=r"expected scores of network abababababab, .*, found cdcdcdcdcdcd; sc"):
+        run(model, outcomes, scores, tmp_path / "new")
+
+
+@pytest.mark.parametrize("key", ["study_weights_sha256", "study_sha256"])
+def test_scores_of_a_sequence_model_are_refused_where_the_folder_has_none(
+    key: str, model: Path, outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    scores.write_text(json.dumps(score_document(**{key: "ef" * 32})))
+    with pytest.raises(UsageError, match=r"expected scores of sequence model none, .*, found efefefefefef; score with"):
+        run(model, outcomes, scores, tmp_path / "new")
+
+
+def test_new_folder_has_its_model_card(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    run(model, outcomes, scores, tmp_path / "new")
+    text = (tmp_path / "new" / MARKDOWN_FILE).read_text()
+    assert f"SHA-256 {sha256_file(tmp_path / 'new' / MANIFEST)}" in text
+    assert "measured with the calibration before this one" in text
+
+
+def test_damaged_triage_in_the_manifest_is_named(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
+    contract.write_manifest(model, dataclasses.replace(contract.read_manifest(model), triage={"clear": 1}))
+    with pytest.raises(ArtifactError, match=r"model\.json: damaged, triage: expected alphas.*; export again"):
         run(model, outcomes, scores, tmp_path / "new")
 
 

@@ -7,7 +7,7 @@ from fastich.calibration import NONE, Calibration, LabelCalibration, fit
 from fastich.errors import FastichError
 from fastich.labels import LABELS
 from fastich.outcomes import Joined, Outcomes
-from fastich.refit import choose_thresholds, document, refit_labels, refit_triage
+from fastich.refit import choose_thresholds, document, outdated, refit_labels, refit_triage
 
 OUTCOMES = Outcomes(unit="slice", labels={}, sha256="cd" * 32)
 OLD = Thresholds(values=(0.11, 0.12, 0.13, 0.14, 0.15, 0.16), rule="max-f1 on val")
@@ -118,16 +118,20 @@ def test_thresholds_are_kept_on_demand_and_where_no_rule_is_stored(rule: str, st
 
 def test_triage_is_chosen_again_on_studies_with_the_old_alphas() -> None:
     was = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.1, alpha_alarm=0.2)
-    made, note = refit_triage(was, refitted().calibration, joined(), "study")
+    made, note = refit_triage(was.to_document(), joined(), "study")
     assert made is not None
     assert (made["alpha_miss"], made["alpha_alarm"]) == (0.1, 0.2)
-    assert made["num_bleed"] + made["num_without"] == 900
+    studies = joined()
+    score = 1 / (1 + np.exp(-studies.logit.max(axis=1)))
+    wanted = conformal.fit(score, studies.labels[:, 5], alpha_miss=0.1, alpha_alarm=0.2)
+    assert made == wanted.to_document() | {"score": conformal.SCORE}
+    assert wanted.num_bleed + wanted.num_without == 900
     assert note == "chosen again on the outcomes"
 
 
 def test_triage_on_too_few_studies_says_what_is_needed() -> None:
     was = conformal.Triage(alpha_miss=0.001, alpha_alarm=0.2, num_bleed=1, num_without=1, clear=None, flag=None)
-    made, note = refit_triage(was, refitted().calibration, joined(), "study")
+    made, note = refit_triage(was.to_document(), joined(), "study")
     assert made is not None
     assert made["clear"] is None
     assert note.startswith(
@@ -135,12 +139,17 @@ def test_triage_on_too_few_studies_says_what_is_needed() -> None:
     )
 
 
-def test_triage_is_left_out_where_outcomes_are_of_slices() -> None:
-    was = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.1, alpha_alarm=0.2)
-    made, note = refit_triage(was, refitted().calibration, joined(), "slice")
-    assert made is None
-    assert note.startswith("left out: its thresholds are of the old probabilities")
-    assert refit_triage(None, NONE, joined(), "study") == (None, "the model has none")
+def test_triage_is_kept_as_it_is_where_outcomes_are_of_slices() -> None:
+    was = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.1, alpha_alarm=0.2).to_document() | {"more": 1}
+    assert refit_triage(was, joined(), "slice") == (was, "kept: it looks at raw logits, which do not change")
+    assert refit_triage(None, joined(), "study") == (None, "the model has none")
+    with pytest.raises(ValueError, match="triage: expected alphas, counts and two thresholds, found KeyError"):
+        refit_triage({}, joined(), "slice")
+
+
+def test_metrics_say_that_another_calibration_was_measured() -> None:
+    assert outdated({"split": "test"}) == {"split": "test", "measured_with": "the calibration before this one"}
+    assert outdated(None) is None
 
 
 def test_document_says_from_what_and_what_was_before() -> None:

@@ -112,6 +112,7 @@ def test_report_says_which_rule_decided_and_at_which_thresholds(model: Path, dic
     report = run(model, [dicom])
     assert report["study_rule"] == HEAD_RULE
     assert report["model"]["study_sha256"] == read_manifest(model).files["study.onnx"].sha256
+    assert report["model"]["study_weights_sha256"] == "ef" * 32
     assert report["model"]["study_threshold_rule"] == "made for a test"
     for row in report["studies"]:
         found = {label: row["probability"][label] for label in LABELS}
@@ -136,7 +137,7 @@ def test_without_a_sequence_model_the_largest_slice_decides_and_the_report_says_
     write_model(tmp_path)
     report = run(tmp_path, [dicom])
     assert report["study_rule"] == MAX_RULE
-    assert report["model"]["study_sha256"] is None
+    assert report["model"]["study_sha256"] is report["model"]["study_weights_sha256"] is None
     for row in report["studies"]:
         assert row["triage"] is None
         each = values(row["series"][0]["slices"], "probability")

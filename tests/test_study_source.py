@@ -9,6 +9,8 @@ from small_dense import SmallDense
 from study_records import LENGTH, NUM_STUDIES, loaded_cnn, write_studies
 from torch import nn
 
+from fastich import ops
+from fastich.loaders import HAS_DALI
 from fastich.records.index import series_numbers
 from fastich.records.reader import RecordReader
 from fastich.training.embedder import stores_of
@@ -103,3 +105,20 @@ def test_slices_are_augmented_where_the_cnn_was_trained_so(records: Path) -> Non
 
     assert torch.equal(seen(plain), seen(plain_again))
     assert not torch.allclose(seen(plain), seen(augmented), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        pytest.param("native", marks=pytest.mark.skipif(not ops.KERNELS, reason="the native kernels are not built")),
+        pytest.param("dali", marks=pytest.mark.skipif(not HAS_DALI, reason="DALI is not installed")),
+    ],
+)
+def test_every_loader_takes_studies_as_batches(records: Path, loader: str) -> None:
+    _, wanted = sources(records)
+    found = dataclasses.replace(wanted, feed=dataclasses.replace(FEED, loader=loader))
+    with torch.inference_mode():
+        pairs = zip(*(source.training_batches(2, 3, CHANGES) for source in (wanted, found)), strict=True)
+        for one, other in pairs:
+            assert torch.equal(one.rows, other.rows)
+            torch.testing.assert_close(other.embedding, one.embedding, rtol=2e-3, atol=2e-3)

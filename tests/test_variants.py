@@ -182,7 +182,7 @@ def test_records_without_a_split_are_bad_usage(
 
 
 class Shifted:
-    """An engine that adds to every logit what the test says."""
+    """An engine that adds to every logit what the test says, those of the probabilities included: ranks stay."""
 
     provider = "shifted"
     inputs: tuple[str, ...] = ()
@@ -192,15 +192,16 @@ class Shifted:
         self._engine, self._by = engine, by
 
     def run(self, hu: HuArray) -> list[np.ndarray]:
-        logit = self._engine.run(hu)[1] + np.float32(self._by)  # type: ignore[attr-defined]
-        return [1 / (1 + np.exp(-logit)), logit]
+        probability, logit = self._engine.run(hu)[:2]  # type: ignore[attr-defined]
+        odds = probability / (1 - probability) * np.exp(np.float32(self._by))
+        return [odds / (1 + odds), logit + np.float32(self._by)]
 
 
 @pytest.mark.usefixtures("without_openvino")
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        (30.0, r"expected up to 1% of 18 decisions flipped, found \d+; nothing was written"),
+        (-30.0, r"expected up to 1% of 18 decisions flipped, found \d+; nothing was written"),
         (float("nan"), "expected finite scores, found NaN or infinity; nothing was written"),
     ],
 )

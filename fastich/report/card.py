@@ -119,6 +119,13 @@ def _limits(document: Document) -> Section:
         found.append("Nothing was measured: no evaluation was given to the export.")
     elif patients is not None and patients < FEW_PATIENTS:
         found.append(f"Judged on {patients} patients only: rare labels have few positives, and intervals are wide.")
+    for whose, part in (("the network's own slices", document), ("the sequence model", document.get("study"))):
+        measured = look(part, "metrics", "measured_with")
+        if measured is not None:
+            found.append(
+                f"Figures of {whose} were measured with {measured}: what they say of probabilities, thresholds and "
+                "triage is of the old ones."
+            )
     for label in LABELS:
         if look(metrics, "num_positive", label) == 0:
             found.append(f"No slice with {label} was judged: what it does there is undefined.")

@@ -100,5 +100,5 @@ def truth(table: pd.DataFrame) -> NDArray[np.int8]:
 
 
 def triage_score(studies: pd.DataFrame) -> Floats:
-    """The network's own p(any) of each study, float64 [S]: the sigmoid of its largest logit, subtypes among them."""
-    return np.asarray(1 / (1 + np.exp(-logits(studies).max(axis=1))), dtype=np.float64)
+    """The network's own p(any) of each study, float64 [S]: ``conformal.study_score`` of its logits."""
+    return conformal.study_score(logits(studies))

@@ -8,6 +8,9 @@ from typing import Any
 from fastich.calibration import NO_POSITIVES
 from fastich.labels import LABELS
 
+ANY_LABEL = LABELS[-1]
+FOUND = "those that are found"
+"""Of ``pointing.SUBJECTS``, which stands on a higher floor."""
 ROWS = (*LABELS, "micro avg", "macro avg", "weighted avg")
 RATES = ("precision", "recall", "f1-score")
 SEED_STUDY = {
@@ -123,9 +126,21 @@ def _footer(summary: dict[str, Any]) -> list[str]:
         f"triage of the held-out studies: {triage}",
         f"triage: {study['triage']['guarantee']}",
         *study["triage"]["outcomes"],
+        _pointing(summary["explanation"]["pointing"]),
         f"training: 2D {summary['training']['seconds']:.0f} s at {summary['training']['slices_per_s']['train']:.0f} "
         f"slices/s, sequence model {seconds['train_study']:.0f} s with its embeddings; all {seconds['total']:.0f} s",
     ]
+
+
+def _pointing(found: dict[str, Any]) -> str:
+    """Do the class maps of slices whose bleed is found point at it?"""
+    rates = found["labels"][ANY_LABEL][FOUND]
+    if rates is None:
+        return "class maps: no slice with a bleed was found"
+    return (
+        f"class maps: of {rates['num_slices']} slices whose bleed is found, {estimate_text(rates['hit'])} have the "
+        f"peak within {found['tolerance_mm']:g} mm of it; by chance {estimate_text(rates['chance'])}"
+    )
 
 
 def _columns(heading: tuple[str, ...], lines: list[Any]) -> list[str]:

@@ -107,7 +107,7 @@ def _triage(
     pooled = pd.concat([validation, judged_studies])
     return {
         **choices.triage.to_document(),
-        "score": "sigmoid of a study's largest raw logit",
+        "score": conformal.SCORE,
         "judged": {name: _share(*of, of_study, counts_RP) for name, of in shares.items()},
         "coverage": conformal.coverage(
             triage_score(pooled),

@@ -1,0 +1,131 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from study_records import loaded_cnn, write_studies
+
+from fastich import evaluate, leakage, study_run, train_study
+from fastich.calibration import Calibration
+from fastich.errors import CheckpointError, UsageError
+from fastich.evaluate import EvaluateConfig
+from fastich.labels import LABELS
+from fastich.records.reader import RecordReader
+from fastich.report import pictures
+from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
+from fastich.subject import HEAD, headed, open_subject, study_folders
+from fastich.training.feed import Feed
+from fastich.training.precision import Precision
+from fastich.training.study_config import StudyConfig
+
+FEED = Feed(precision=Precision(dtype=torch.float32, device=torch.device("cpu")), loader="cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """``records``, a ``cnn`` and a study run ``study`` that has learned to look at the neighbours."""
+    made = tmp_path_factory.mktemp("subject")
+    write_studies(made / "records")
+    (made / "cnn").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train_study, study_run):
+            patch.setattr(module, "load_run", lambda run, which: certified(made / "records", run))
+        train_study.train_study(
+            StudyConfig(
+                run=made / "cnn", records=made / "records", out=made / "study", epochs=12, batch_size=4, lr=3e-2,
+                hidden_size=8, projection_size=8, loader="cpu", device="cpu", threads=1, embedding_passes=0,
+            )
+        )  # fmt: skip
+        yield made
+
+
+def certified(records: Path, run: Path) -> object:
+    """The toy CNN with a certificate of its records."""
+    loaded = loaded_cnn(records, run)
+    with RecordReader(records) as reader:
+        loaded.meta["leakage_certificate"] = leakage.certify(reader)
+    return loaded
+
+
+def test_a_sequence_model_gives_slices_and_studies_with_the_heads_logits(base: Path) -> None:
+    with RecordReader(base / "records") as reader:
+        found = open_subject(base / "study", "best", reader, FEED).predict("test").tables
+        assert found.slices["row"].tolist() == reader.rows("test").tolist()
+    assert found.decision == HEAD
+    largest = found.slices.groupby("study_uid", sort=False)[LOGIT_COLUMNS].max()
+    assert found.studies["study_uid"].tolist() == list(largest.index)
+    assert not np.allclose(found.studies[LOGIT_COLUMNS], largest)
+    assert (found.studies["p_any"] >= found.studies[PROBABILITY_COLUMNS[:-1]].max(axis=1)).all()
+
+
+def test_evaluation_of_a_sequence_model_says_what_validation_decided(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "draw", lambda *_: ({}, []))
+    measured = evaluate.evaluate(
+        EvaluateConfig(
+            run=base / "study", records=base / "records", out=tmp_path / "out", loader="cpu", device="cpu", threads=1,
+            bootstrap=20, rule="sensitivity:0.9", tta="reverse",
+        )
+    )  # fmt: skip
+    assert measured["studies"]["decision"] == HEAD
+    assert set(measured["studies"]["rules"]) == {HEAD, "max", "top-k mean", "noisy-or"}
+    assert measured["thresholds"]["rule"] == "sensitivity:0.9"
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"studies.parquet", "triage.json", "calibration.json", "study-calibration.json"} <= names
+    triage = json.loads((tmp_path / "out" / "triage.json").read_text())
+    assert triage["num_bleed"] + triage["num_without"] == 8
+    assert "needs 9 calibration studies with a bleed" in " ".join(triage["outcomes"])
+    assert measured["subgroups"][0]["factor"]
+    for table, document in (("predictions", "calibration"), ("studies", "study-calibration")):
+        made = pd.read_parquet(tmp_path / "out" / f"{table}.parquet")
+        decided = Calibration.from_document(json.loads((tmp_path / "out" / f"{document}.json").read_text()))
+        np.testing.assert_allclose(made[PROBABILITY_COLUMNS], decided.probability(made[LOGIT_COLUMNS]))
+
+
+def test_a_sequence_model_takes_no_views_of_slices(base: Path) -> None:
+    with RecordReader(base / "records") as reader, pytest.raises(UsageError, match="none or reverse for a sequence"):
+        open_subject(base / "study", "best", reader, FEED, tta="flip")
+
+
+def test_folders_of_a_run_are_told_apart(base: Path, tmp_path: Path) -> None:
+    assert study_folders(base / "study", "best") == [base / "study"]
+    assert study_folders(base / "cnn", "best") == []
+    (tmp_path / "fold-0").symlink_to(base / "study")
+    (tmp_path / "fold-1").symlink_to(base / "study")
+    assert study_folders(tmp_path, "best") == [tmp_path / "fold-0", tmp_path / "fold-1"]
+
+
+def test_folds_of_a_sequence_model_are_averaged_on_the_test_split(base: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"fold-{number}").symlink_to(base / "study")
+    with RecordReader(base / "records") as reader:
+        one, both = (
+            open_subject(run, "best", reader, FEED).predict("test").tables for run in (base / "study", tmp_path)
+        )
+        with pytest.raises(UsageError, match="split train: a k-fold run has none of its own"):
+            open_subject(tmp_path, "best", reader, FEED).predict("train")
+    pd.testing.assert_frame_equal(one.slices, both.slices)
+    pd.testing.assert_frame_equal(one.studies, both.studies)
+
+
+def test_the_heads_logits_stand_beside_their_own_study() -> None:
+    slices = pd.DataFrame(
+        {"row": range(4), "sop_uid": list("abcd"), "study_uid": ["s", "s", "t", "t"], "patient_id": ["p"] * 4}
+        | {label: [0, 1, 0, 0] for label in LABELS}
+        | {name: [0.5] * 4 for name in PROBABILITY_COLUMNS}
+        | {name: [0.0] * 4 for name in LOGIT_COLUMNS}
+    )
+    made = headed(slices, ["t", "s"], np.array([[1.0] * 6, [2.0] * 6]))
+    assert made["study_uid"].tolist() == ["t", "s"]
+    assert made["any"].tolist() == [0, 1]
+    assert made["logit_any"].tolist() == [1.0, 2.0]
+    assert made["num_slices"].tolist() == [2, 2]
+
+
+def test_a_missing_run_is_named(base: Path) -> None:
+    with RecordReader(base / "records") as reader, pytest.raises(CheckpointError, match="no such run folder"):
+        open_subject(base / "none", "best", reader, FEED)

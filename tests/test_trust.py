@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import make_table
+
+from fastich import calibration, conformal, metrics
+from fastich.labels import LABELS
+from fastich.report.calibration_numbers import quality, resampled_ece
+from fastich.report.choices import Rules, calibrated, choose, logits, triage_score, truth
+from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
+from fastich.report.trust import Tables, apply, trust
+from fastich.study_metrics import study_table
+
+
+def tables(seed: int, num_studies: int = 40) -> Tables:
+    slices = make_table(num_studies, seed)
+    return Tables(slices=slices, studies=study_table(slices), decision="largest slice")
+
+
+def test_what_validation_decides_does_not_depend_on_the_judged_split() -> None:
+    validation = tables(1)
+    choices = choose(validation.slices, validation.studies, Rules())
+    assert choices.slices == calibration.fit(logits(validation.slices), truth(validation.slices), "platt")
+    assert choices.thresholds["rule"] == "max-f1"
+    assert choices.triage == conformal.fit(
+        triage_score(validation.studies), validation.studies["any"], alpha_miss=0.1, alpha_alarm=0.2
+    )
+
+
+def test_calibrated_tables_hold_the_probabilities_of_the_calibration() -> None:
+    validation, judged = tables(1), tables(2)
+    choices = choose(validation.slices, validation.studies, Rules())
+    made = apply(choices, judged)
+    np.testing.assert_array_equal(
+        made.slices[PROBABILITY_COLUMNS], choices.slices.probability(judged.slices[LOGIT_COLUMNS])
+    )
+    np.testing.assert_array_equal(
+        made.studies[PROBABILITY_COLUMNS], choices.studies.probability(judged.studies[LOGIT_COLUMNS])
+    )
+    pd.testing.assert_frame_equal(judged.slices, tables(2).slices)  # the input is left as it was
+
+
+def test_triage_looks_at_the_largest_logit_whatever_calibration_does() -> None:
+    studies = tables(1).studies
+    score = triage_score(studies)
+    np.testing.assert_allclose(np.log(score / (1 - score)), studies[LOGIT_COLUMNS].max(axis=1))
+    assert (triage_score(calibrated(studies, calibration.fit(logits(studies), truth(studies), "platt"))) == score).all()
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, object]:
+    validation, judged = tables(1), tables(2)
+    choices = choose(validation.slices, validation.studies, Rules())
+    before, found = (apply(choices, one) for one in (validation, judged))
+    return trust(before, found, choices, num_resamples=40, seed=0)
+
+
+def test_every_figure_is_json_and_finite(measured: dict[str, object]) -> None:
+    json.dumps(measured, allow_nan=False)
+    assert {"studies", "calibration", "triage", "study_any", "report_intervals"} <= set(measured)
+
+
+def test_the_study_decision_stands_beside_the_rules_over_slices(measured: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    studies = measured["studies"]
+    assert set(studies["rules"]) == {"largest slice", "max", "top-k mean", "noisy-or"}
+    assert studies["num_studies"] == 40
+    found = studies["rules"]["largest slice"]["any"]["auc"]
+    assert found["low"] <= found["value"] <= found["high"]
+    assert studies["auc"]["any"] == measured["study_any"]["auc"]
+
+
+def test_shares_of_triage_add_up_and_coverage_is_beside_its_bound(measured: dict[str, dict]) -> None:  # type: ignore[type-arg]
+    triage = measured["triage"]
+    shares = [triage["judged"][name]["value"] for name in ("flag", "clear", "human_first")]
+    assert sum(shares) == pytest.approx(1)
+    assert triage["coverage"]["resamples"] == 100
+    assert (
+        triage["coverage"]["miss_rate"]["mean"]
+        <= triage["alpha_miss"] + 3 * triage["coverage"]["miss_rate"]["standard_error"]
+    )
+
+
+def test_calibration_is_better_than_raw_logits_that_are_too_sure() -> None:
+    validation, judged = tables(1, 80), tables(2, 80)
+    for table in (validation.slices, validation.studies, judged.slices, judged.studies):
+        table[LOGIT_COLUMNS] = table[LOGIT_COLUMNS] * 4 + 3
+    choices = choose(validation.slices, validation.studies, Rules())
+    before, found = (apply(choices, one) for one in (validation, judged))
+    ece = trust(before, found, choices, num_resamples=20, seed=0)["calibration"]["slices"]
+    assert ece["judged"]["calibrated"]["ece"]["any"]["value"] < ece["judged"]["raw"]["ece"]["any"]["value"] / 2
+    assert ece["cross_fitted"]["ece"]["any"]["value"] < ece["judged"]["raw"]["ece"]["any"]["value"] / 2
+
+
+def test_resampled_ece_of_everyone_once_is_the_ece() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(300)
+    real = rng.random(300) < p**2
+    of_slice = np.arange(300) // 10
+    found = resampled_ece(real, p, of_slice, np.ones((1, 30)))
+    assert found[0] == pytest.approx(calibration.expected_calibration_error(real, p))
+
+
+def test_labels_without_positives_do_not_count_in_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((200, 6)) < 0.3).astype(np.int8)
+    labels[:, 0] = 0
+    p = np.full((200, 6), 0.3)
+    patients = np.repeat([f"p{i}" for i in range(20)], 10)
+    found = quality(labels, p, patients, num_resamples=20, seed=0)["ece"]
+    assert found["macro"]["value"] == pytest.approx(np.mean([found[label]["value"] for label in LABELS[1:]]))
+    none = quality(np.zeros((200, 6), np.int8), p, patients, num_resamples=20, seed=0)
+    assert none["ece"]["macro"] == metrics.estimate(None)
