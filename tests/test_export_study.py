@@ -94,7 +94,7 @@ def write_evaluation(folder: Path, **changed: Any) -> Path:
             "dataset": {"dataset_sha256": "34" * 32, "trained_on_sha256": "cd" * 32},
             "model": {"epoch": 7},
             "config": CONFIG,
-            "studies": dict.fromkeys(STUDY_KEYS, 2) | {"reports": "long"},
+            "studies": dict.fromkeys(STUDY_KEYS) | {"reports": "long"},
         }
         | changed,
     }
@@ -148,7 +148,7 @@ def test_evaluation_brings_thresholds_calibrations_triage_and_metrics(
     assert part.triage is not None
     assert part.triage["alpha_miss"] == 0.1
     assert part.metrics is not None
-    assert part.metrics["studies"] == dict.fromkeys(STUDY_KEYS, 2)
+    assert part.metrics["studies"] == dict.fromkeys(STUDY_KEYS)
     session = open_study_session(tmp_path)
     assert session is not None
     said = session.run(*seen(cnn), np.full(9, np.nan))

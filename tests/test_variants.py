@@ -11,6 +11,7 @@ from fastich.artifact import MANIFEST, ONNX_FILE, PRECISION_FILES, Artifact, Thr
 from fastich.errors import ArtifactError, RecordError, UsageError
 from fastich.hu import to_record
 from fastich.labels import LABELS
+from fastich.model_card import HTML_FILE, MARKDOWN_FILE
 from fastich.models.folding import fold_batch_norm
 from fastich.models.onnx_graph import onnx_bytes
 from fastich.models.serving import Front, ServingModel
@@ -111,7 +112,7 @@ def test_bfloat16_is_compared_and_makes_no_file(folder: Path, records: Path, mon
     monkeypatch.setattr(openvino_backend, "_require", lambda precision: None)  # this CPU may have no bfloat16
     artifact = write_variant(folder, load_artifact(folder), asked("bfloat16", records))
     assert set(artifact.parity) == {f"{ONNX_FILE} (openvino bfloat16) vs {ONNX_FILE}"}
-    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, ONNX_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, MARKDOWN_FILE, ONNX_FILE, HTML_FILE])
 
 
 @pytest.mark.usefixtures("without_openvino")
