@@ -20,7 +20,7 @@ def summary() -> dict[str, Any]:
     """A summary.json whose two models are of made-up tables."""
     study, cnn = (measure(make_table(40, seed), make_table(40, 7)) for seed in (1, 2))
     rates = {"value": 0.8, "low": 0.7, "high": 0.9}
-    pointing = {"num_slices": 30, "hit": rates, "chance": {"value": 0.1, "low": 0.05, "high": 0.15}}
+    pointing = {"num_slices": 30, "cell_hit": rates, "cell_chance": {"value": 0.1, "low": 0.05, "high": 0.15}}
     return {
         "seconds": {"train_study": 50.0, "total": 1000.0},
         "cnn": cnn,
@@ -42,7 +42,7 @@ def test_the_table_holds_goals_both_models_and_intervals(summary: dict[str, Any]
     assert "epidural" in text
     assert "0.42" in text  # the seed study's recall of any
     assert "not stated" in text
-    assert "30 slices whose bleed is found, 0.800 (0.700 to 0.900) have the peak within 10 mm" in text
+    assert "30 slices whose bleed is found, in 0.800 (0.700 to 0.900) the cell" in text
     assert "nan" not in text.lower()
 
 

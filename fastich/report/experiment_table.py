@@ -138,8 +138,8 @@ def _pointing(found: dict[str, Any]) -> str:
     if rates is None:
         return "class maps: no slice with a bleed was found"
     return (
-        f"class maps: of {rates['num_slices']} slices whose bleed is found, {estimate_text(rates['hit'])} have the "
-        f"peak within {found['tolerance_mm']:g} mm of it; by chance {estimate_text(rates['chance'])}"
+        f"class maps: of {rates['num_slices']} slices whose bleed is found, in {estimate_text(rates['cell_hit'])} the "
+        f"cell of the map's peak touches it; by chance {estimate_text(rates['cell_chance'])}"
     )
 
 
