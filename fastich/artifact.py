@@ -81,6 +81,7 @@ class Artifact:
 
     ``adjacent`` models see slices s-1, s, s+1 through ``windows[0]``: their input must be one series in slice order.
     ``calibration`` is a document of ``calibration.py``, which the graph computes; ``triage`` one of ``conformal.py``.
+    ``study_thresholds`` cut a study's largest slice probability, where no study.onnx decides; None in older folders.
     ``study`` describes study.onnx (``study_contract.StudyPart``); None without one, and in folders older than it.
     """
 
@@ -94,6 +95,7 @@ class Artifact:
     config: Mapping[str, Any]
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
     calibration: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(NOT_CALIBRATED))
+    study_thresholds: Thresholds | None = None
     triage: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] | None = None
     leakage_certificate: Mapping[str, Any] | None = None
@@ -128,10 +130,8 @@ def to_document(artifact: Artifact) -> dict[str, Any]:
             "size": artifact.size,
             "adjacent": artifact.adjacent,
         },
-        "thresholds": {
-            "rule": artifact.thresholds.rule,
-            "values": dict(zip(LABELS, artifact.thresholds.values, strict=True)),
-        },
+        "thresholds": _thresholds(artifact.thresholds),
+        "study_thresholds": None if artifact.study_thresholds is None else _thresholds(artifact.study_thresholds),
         "calibration": plain["calibration"],
         "triage": plain["triage"],
         "training": {key: plain[key] for key in ("weights_sha256", "dataset_sha256", "epoch", "config")},
@@ -142,6 +142,10 @@ def to_document(artifact: Artifact) -> dict[str, Any]:
         "files": dict(sorted(plain["files"].items())),
         "versions": plain["versions"],
     }
+
+
+def _thresholds(chosen: Thresholds) -> dict[str, Any]:
+    return {"rule": chosen.rule, "values": dict(zip(LABELS, chosen.values, strict=True))}
 
 
 def _window(win: Window) -> dict[str, float]:
@@ -198,7 +202,8 @@ def _from_document(document: dict[str, Any]) -> Artifact:
         dataset_sha256=str(training["dataset_sha256"]),
         epoch=int(training["epoch"]),
         config=training["config"],
-        thresholds=parse_thresholds(document["thresholds"]["values"], str(document["thresholds"]["rule"])),
+        thresholds=_parsed(document["thresholds"]),
+        study_thresholds=_parsed(document["study_thresholds"]) if document.get("study_thresholds") else None,
         calibration=document["calibration"],
         triage=document.get("triage"),  # model.json of before there was one has none
         metrics=document["metrics"],
@@ -224,6 +229,10 @@ def _embedding_size(outputs: list[dict[str, Any]]) -> int:
     if stated != {spec.name: list(spec.shape) for spec in outputs_of(size)}:
         raise ValueError(f"outputs: expected those of this version, found {stated}")
     return size
+
+
+def _parsed(document: Mapping[str, Any]) -> Thresholds:
+    return parse_thresholds(document["values"], str(document["rule"]))
 
 
 def parse_thresholds(values: Mapping[str, Any], rule: str) -> Thresholds:

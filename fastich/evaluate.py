@@ -1,9 +1,9 @@
-"""Evaluate a training run on a held-out split: numbers with intervals, thresholds from validation, one HTML page.
+"""Evaluate a run on a held-out split: numbers with intervals, decisions from validation, one HTML page.
 
-Two passes of the network: the validation split, on which the thresholds are chosen, and the split that is judged. Then
-seconds for the numbers and the pictures. Patients of the judged split were never trained on: records that the run was
-not trained on are refused unless ``--other-dataset`` says that they are meant, and so is whatever it has seen
-(``fastich/leakage.py``) unless ``--allow-leakage`` does.
+The networks see the validation split, on which calibration, thresholds and triage are chosen, and the split that is
+judged (of a k-fold run each network does; a sequence model takes embeddings that are at hand). Then seconds for the
+numbers and the pictures. Records that the run was not trained on are refused unless ``--other-dataset`` says that they
+are meant, and so is whatever it has seen (``fastich/leakage.py``) unless ``--allow-leakage`` does.
 
 The output folder holds predictions.parquet, thresholds.json, report.csv, roc.csv, figures/, report.html and, written
 last, metrics.json. Validation's predictions are kept too (predictions-val.parquet).
@@ -29,8 +29,8 @@ from fastich.leakage import require_apart
 from fastich.loaders.config import BACKENDS
 from fastich.records.reader import RecordReader
 from fastich.report import folder, results
-from fastich.report.choices import Choices, Rules, choose
-from fastich.report.trust import Tables, apply, trust
+from fastich.report.choices import Choices, Rules, Tables, choose
+from fastich.report.trust import apply, trust
 from fastich.subgroups import read_truth, subgroup_table
 from fastich.subject import open_subject
 from fastich.training.environment import device_name, num_cores, torch_threads, versions
@@ -47,7 +47,7 @@ VALIDATION = "val"
 class EvaluateConfig:
     """One evaluation."""
 
-    run: Path = required("run folder that python -m fastich.train wrote")
+    run: Path = required("run folder that python -m fastich.train or train_study wrote, of one model or of folds")
     records: Path = required("records folder that holds the split")
     split: str = option("test", "which slices to judge", choices=("train", "val", "test"))
     out: Path | None = option(None, "folder to write (default: RUN/evaluation-<split>)")
@@ -136,17 +136,34 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         for split in splits:
             rows = run_rows(reader, fold_config(subject.cnn.config, same_records=dataset["same_as_training"]), split)
             _require_labelled(config, reader, rows, split)
+        if isinstance(subject.epoch, list) and config.split == "train" and dataset["same_as_training"]:
+            raise UsageError(
+                "split train: a k-fold run has none of its own, for its networks learned from each other's slices; "
+                "judge val, which is every slice of train and val out of fold, or one fold's run folder"
+            )
         folder.make(config.folder)
         found = {split: subject.predict(split) for split in splits}
         verb.say(f"predicted: {len(found[config.split].tables.slices)} slices; now numbers and figures")
         seen = found[VALIDATION].tables
-        choices = choose(seen.slices, seen.studies, config.rules(), VALIDATION)
+        choices = choose(seen, config.rules(), VALIDATION)
         validation, judged = (apply(choices, found[split].tables) for split in (VALIDATION, config.split))
         measured = {
             "split": config.split,
             "dataset": dataset,
-            "model": {"run": str(config.run), "checkpoint": config.which, "epoch": subject.epoch},
-            **trust(validation, judged, choices, num_resamples=config.bootstrap, seed=config.seed),
+            "model": {
+                "run": str(config.run),
+                "checkpoint": config.which,
+                "epoch": subject.epoch,
+                "weights_sha256": subject.weights_sha256,
+            },
+            **trust(
+                validation,
+                judged,
+                choices,
+                num_resamples=config.bootstrap,
+                seed=config.seed,
+                is_ensemble=isinstance(subject.epoch, list),
+            ),
             "subgroups": _subgroups(config, judged, reader, choices, truth),
             "training": _training(config.run),
             "slices_per_s": found[config.split].slices_per_s,
@@ -177,6 +194,7 @@ def _compare_datasets(config: EvaluateConfig, run: LoadedRun, reader: RecordRead
         "trained_on_sha256": run.dataset_sha256,
         "same_as_training": same,
         "leakage": require_apart(run, reader, config.split, allow=config.allow_leakage),
+        "leakage_of_validation": None if same else require_apart(run, reader, VALIDATION, allow=config.allow_leakage),
     }
 
 

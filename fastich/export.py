@@ -48,7 +48,7 @@ from fastich.windowing import preprocess, preprocess_adjacent
 
 HEADS_BESIDE_RECORDS = 4
 """Records may have been packed at the network's size; these, in scanner sizes, make sure that resizing is compared."""
-KEPT = ("thresholds", "calibration", "triage", "metrics", "files", "parity", "study", "versions")
+KEPT = ("thresholds", "study_thresholds", "calibration", "triage", "metrics", "files", "parity", "study", "versions")
 """What a second export into the same folder leaves as the first was told."""
 ROLES = {
     ONNX_FILE: "preprocessing, network and class maps for ONNX Runtime",
@@ -233,9 +233,10 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str, *, rewritten: str
         raise UsageError(f"{config.out / name} exists without {MANIFEST}: remove it or choose another --out")
     if config.evaluation is None:
         return base
-    found = read_evaluation(config.evaluation, loaded, loaded.run)
+    found = read_evaluation(config.evaluation, loaded, loaded.run, [weights_sha256(loaded.model)])
     others = sorted(set(base.files) - {rewritten, STUDY_FILE})  # study.onnx takes raw logits
-    if others and found.calibration != base.calibration:
+    same = Calibration.from_document(found.calibration) == Calibration.from_document(base.calibration)
+    if others and not same:
         raise UsageError(
             f"{config.evaluation / CALIBRATION_FILE}: expected the calibration inside {', '.join(others)} of "
             f"{config.out}, found another; choose another --out"
@@ -243,6 +244,7 @@ def _start(config: ExportConfig, loaded: LoadedRun, name: str, *, rewritten: str
     return dataclasses.replace(
         base,
         thresholds=found.thresholds,
+        study_thresholds=found.study_thresholds,
         metrics=found.metrics,
         calibration=found.calibration,
         triage=found.triage,

@@ -4,7 +4,7 @@ The folder is what ``fastich.evaluate`` wrote of a run, or of a study run; one o
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,14 +85,15 @@ class Evaluation:
     study_calibration: dict[str, Any]
 
 
-def read_evaluation(folder: Path, trained: Trained, where: Path) -> Evaluation:
-    """What ``folder`` says of ``trained``, which lies at ``where``.
+def read_evaluation(folder: Path, trained: Trained, where: Path, weights: Sequence[str] = ()) -> Evaluation:
+    """What ``folder`` says of ``trained``, which lies at ``where`` and whose networks are ``weights`` (SHA-256).
 
     Without a calibration file the probabilities are the plain sigmoid, without triage.json there is no triage, without
     study-thresholds.json a study is cut at 0.5, and the rule says so.
 
     Raises:
-        UsageError: a file is missing or holds something else, or another network was evaluated.
+        UsageError: a file is missing or holds something else, another network was evaluated, or with views (--tta) that
+            no exported graph has.
     """
     path = folder
     try:
@@ -110,10 +111,15 @@ def read_evaluation(folder: Path, trained: Trained, where: Path) -> Evaluation:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         kept = _kept(metrics)
         found = (metrics["config"], metrics["model"]["epoch"], metrics["dataset"]["trained_on_sha256"])
+        judged = metrics["model"].get("weights_sha256")
+        views = metrics.get("evaluation", {}).get("tta", "none")
     except (OSError, KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__} {error}"
         raise UsageError(f"{path}: expected what fastich.evaluate writes, found {what}") from error
-    if found != (trained.config, trained.epoch, trained.dataset_sha256):
+    if views != "none":
+        raise UsageError(f"{path}: expected an evaluation without --tta, found {views}; an exported graph has none")
+    is_other = bool(judged and weights) and list(judged) != list(weights)
+    if is_other or found != (trained.config, trained.epoch, trained.dataset_sha256):
         raise UsageError(
             f"{path}: expected an evaluation of {where}, epoch {trained.epoch}, "
             f"found one of another network, epoch {found[1]}; evaluate this run again"
@@ -129,7 +135,9 @@ def read_evaluation(folder: Path, trained: Trained, where: Path) -> Evaluation:
 
 
 def _thresholds(document: dict[str, Any]) -> Thresholds:
-    return parse_thresholds(document["thresholds"], f"{document['rule']} on {document['split']}")
+    fallback = document.get("fallback_labels")
+    note = f", not {', '.join(fallback)} (0.5)" if fallback else ""
+    return parse_thresholds(document["thresholds"], f"{document['rule']} on {document['split']}{note}")
 
 
 def _kept(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +145,9 @@ def _kept(metrics: dict[str, Any]) -> dict[str, Any]:
     kept |= {key: metrics[key] for key in OPTIONAL_KEYS if key in metrics}
     if "studies" in metrics:
         kept["studies"] = {key: metrics["studies"][key] for key in STUDY_KEYS}
-    return kept | {"dataset_sha256": metrics["dataset"]["dataset_sha256"]}
+    dataset = metrics["dataset"]
+    leakage = {name: dataset.get(name) for name in ("leakage", "leakage_of_validation")}
+    return kept | {"dataset_sha256": dataset["dataset_sha256"], **leakage}
 
 
 def _optional(path: Path, parse: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:

@@ -97,7 +97,9 @@ def study_part(artifact: Artifact, loaded: LoadedStudyRun, evaluation: Path | No
     )
     if evaluation is None:
         return part
-    found = read_evaluation(evaluation, loaded, loaded.path)
+    found = read_evaluation(
+        evaluation, loaded, loaded.path, [weights_sha256(loaded.cnn.model), weights_sha256(loaded.sequence)]
+    )
     return dataclasses.replace(
         part,
         slice_thresholds=found.thresholds,

@@ -44,7 +44,7 @@ def run_rows(reader: RecordReader, config: Mapping[str, Any], split: str) -> NDA
 
 def fold_config(config: Mapping[str, Any], *, same_records: bool) -> dict[str, int]:
     """``folds``, ``fold`` and ``fold_seed`` of a run; 0 where it has none, and on records that it never saw."""
-    return {name: int(config.get(name, 0)) if same_records else 0 for name in ("folds", "fold", "fold_seed")}
+    return {name: int(config.get(name, 0)) if same_records else 0 for name in FOLD_KEYS}
 
 
 def fold_of_rows(reader: RecordReader, *, num_folds: int, seed: int) -> NDArray[np.int64]:

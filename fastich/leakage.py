@@ -121,7 +121,8 @@ def require_clean(found: dict[str, Any], where: Path, *, allow: bool) -> dict[st
 def require_apart(run: checkpoint.LoadedRun, reader: RecordReader, split: str, *, allow: bool) -> dict[str, Any]:
     """What is known of leakage between what ``run`` has seen and ``split`` of ``reader``, for metrics.json.
 
-    On the records that the run was trained on its certificate must be clean; on others no patient, study or image of
+    On the records that the run was trained on its certificate must be clean (its own training split may be judged, and
+    is said not to be); on others no patient, study or image of
     the split may be among its training and validation rows.
 
     Raises:
@@ -129,6 +130,8 @@ def require_apart(run: checkpoint.LoadedRun, reader: RecordReader, split: str, *
         CheckpointError: nothing says what the run has seen, and it is not allowed.
     """
     if reader.dataset_sha256 == run.dataset_sha256:
+        if split == "train":
+            return {"clean": False, "told_by": "the run learned from this very split", "shared": []}
         known = run.meta.get(CERTIFICATE_KEY)
         found = require_clean(known or certify(reader), reader.folder, allow=allow)
         return {"clean": found["clean"], "told_by": "certificate" if known else "records", "shared": found["shared"]}

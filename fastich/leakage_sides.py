@@ -25,6 +25,7 @@ CERTIFICATE_KEY = "leakage_certificate"
 LEARNED_FROM = ("train", "val")
 """Splits that a run has seen: the second chose its epoch and its thresholds."""
 NO_SPLIT = "no split"
+FIRST_FOLD = "fold-0"
 _ID_IN_NAME = re.compile(r"(?<![a-z0-9])ID_[0-9a-f]+", re.IGNORECASE)
 _NIFTI = (".nii", ".nii.gz")
 
@@ -47,6 +48,8 @@ def open_side(path: Path, records: Path | None, stack: contextlib.ExitStack) -> 
     """
     if (path / DATASET_FILE).is_file():
         return records_side(stack.enter_context(contextlib.closing(RecordReader(path))))
+    if is_run(path / FIRST_FOLD):
+        path = path / FIRST_FOLD  # each fold has seen train and val of the same records
     if is_run(path):
         return run_side(path, checkpoint.read_meta(path / checkpoint.BEST), records, stack)
     if (path / MANIFEST).is_file():

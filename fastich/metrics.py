@@ -22,6 +22,8 @@ LabelValues = dict[str, float | None]
 
 CHALLENGE_CLIP = 1e-15
 DEFAULT_THRESHOLD = 0.5
+RATES = ("precision", "recall", "f1-score")
+"""Of a classification report."""
 LEVEL = 0.95
 """Of the intervals: 95 %."""
 _CHUNK_ELEMENTS = 2_000_000
@@ -106,11 +108,11 @@ def decide(probability: ArrayLike, thresholds: ArrayLike) -> NDArray[np.bool_]:
 
 def classification_report(
     labels: ArrayLike, probability: ArrayLike, thresholds: ArrayLike = DEFAULT_THRESHOLD
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """scikit-learn's report: a row per label, then ``micro avg``, ``macro avg``, ``weighted avg``, ``samples avg``.
 
-    Each row is ``{"precision", "recall", "f1-score", "support"}``; what is undefined is 0, as in scikit-learn with
-    ``zero_division=0``.
+    Each row is ``{"precision", "recall", "f1-score", "support"}``. A label without a positive has ``None`` and is left
+    out of the macro average (scikit-learn would count zeros); where nothing is called, precision is 0.
     """
     truth, scores = checked(labels, probability)
     report: dict[str, dict[str, Any]] = sk.classification_report(
@@ -120,7 +122,14 @@ def classification_report(
         output_dict=True,
         zero_division=0,
     )
-    return {row: {name: float(value) for name, value in values.items()} for row, values in report.items()}
+    rows = {row: {name: float(value) for name, value in values.items()} for row, values in report.items()}
+    present = [label for label in LABELS if rows[label]["support"]]
+    made: dict[str, dict[str, float | None]] = {row: dict(values) for row, values in rows.items()}
+    for name in RATES:
+        made["macro avg"][name] = mean_of_defined([rows[label][name] for label in present])
+        for label in set(LABELS) - set(present):
+            made[label][name] = None
+    return made
 
 
 def operating_points(labels: ArrayLike, probability: ArrayLike, thresholds: ArrayLike) -> dict[str, dict[str, Any]]:
@@ -288,8 +297,8 @@ def report_intervals(
     """Percentile intervals of ``classification_report``'s precision, recall and F1, by resampling patients [N].
 
     Returns the rows of the six labels, ``micro avg``, ``macro avg`` and ``weighted avg``, each ``{"precision",
-    "recall", "f1-score": Interval | None}``. A resample without a positive of a label is left out of that label's
-    recall and F1, and of the macro average; precision is 0 where nothing is called, as in the report.
+    "recall", "f1-score": Interval | None}``. A label without a positive has none, and is left out of the macro average;
+    a resample without one is left out of that label's recall and F1, and of the macro average.
     """
     truth, scores = checked(labels, probability)
     of_slice, num_patients = patient_numbers(patients)
@@ -303,9 +312,13 @@ def report_intervals(
     whole = _rates(*(part.sum(axis=1) for part in (hits_RK, said_RK, real_RK)))
     share_RK = real_RK / np.maximum(real_RK.sum(axis=1, keepdims=True), 1.0)
     rows["micro avg"] = whole
-    rows["macro avg"] = {name: values.mean(axis=1) for name, values in rates.items()}
+    present: NDArray[np.bool_] = np.asarray(truth.any(axis=0))
+    if not present.any():
+        return {row: dict.fromkeys(RATES) for row in (*LABELS, "micro avg", "macro avg", "weighted avg")}
+    rows["macro avg"] = {name: values[:, present].mean(axis=1) for name, values in rates.items()}
     rows["weighted avg"] = {name: (np.nan_to_num(values) * share_RK).sum(axis=1) for name, values in rates.items()}
-    return {row: {name: percentile_interval(of, level) for name, of in found.items()} for row, found in rows.items()}
+    found = {row: {name: percentile_interval(of, level) for name, of in values.items()} for row, values in rows.items()}
+    return found | {label: dict.fromkeys(RATES) for i, label in enumerate(LABELS) if not present[i]}
 
 
 def _sums_by_patient(values: NDArray[np.bool_], of_slice: NDArray[np.intp], num_patients: int) -> Floats:

@@ -108,7 +108,7 @@ def _merged(before: tuple[int, ...] | None, now: tuple[int, ...], where: str) ->
             raise LabelError(f"{where}: {label} is {n} here and {b} in an earlier row; keep one of them")
     if known[ANY] == 0 and 1 in known[:ANY]:
         raise LabelError(f"{where}: any is 0 although {LABELS[known.index(1)]} is 1; correct one of them")
-    return known
+    return (*known[:ANY], 1) if 1 in known[:ANY] else known  # a subtype is a bleed
 
 
 def read_scores(path: Path) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def refit_triage(was: Mapping[str, Any] | None, joined: Joined, unit: str) -> tu
     """The triage's document, and a line that says what became of it.
 
     Triage looks at raw logits (``conformal.study_score``), which no recalibration changes: outcomes of slices, which
-    say nothing of studies, leave it as it is; outcomes of studies choose it again, for the site, with the old alphas.
+    say nothing of studies, leave it as it is; outcomes of studies choose it again, for the site, with the old alphas,
+    where they are enough for them.
 
     Raises:
         ValueError: ``was`` holds no triage.
@@ -140,8 +141,9 @@ def refit_triage(was: Mapping[str, Any] | None, joined: Joined, unit: str) -> tu
     known = joined.labels[:, ANY] != UNKNOWN
     score, bleed = conformal.study_score(joined.logit[known]), joined.labels[known, ANY]
     made = conformal.fit(score, bleed, alpha_miss=old.alpha_miss, alpha_alarm=old.alpha_alarm)
-    note = "; ".join(["chosen again on the outcomes", *made.outcomes])
-    return made.to_document() | {"score": conformal.SCORE}, note
+    if made.outcomes:
+        return was, "; ".join(["kept: the outcomes are too few to choose it again", *made.outcomes])
+    return made.to_document() | {"score": conformal.SCORE}, "chosen again on the outcomes"
 
 
 def document(refit: Refit, joined: Joined, outcomes: Outcomes, previous: Mapping[str, Any]) -> dict[str, Any]:

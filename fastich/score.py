@@ -334,6 +334,8 @@ def _footer(report: dict[str, Any]) -> Iterator[str]:
             counts = Counter(row["triage"] for row in report["studies"])
             shares = ", ".join(f"{decision} {count}" for decision, count in counts.items())
             yield f"triage: {shares}; {model['triage']['guarantee']}"
+            if model["precision"] != "float32":
+                yield f"thresholds and triage were chosen in float32; {model['precision']} was compared by slices only"
         yield f"BLEED? at {rule}; model {model['sha256'][:12]}, {runs}; {INTENDED_USE}"
     by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)
     for left in report["not_scored"]:

@@ -63,9 +63,10 @@ def rule_of(study_session: StudySession | None) -> str:
 
 
 def thresholds_of(session: Session, study_session: StudySession | None) -> tuple[Thresholds, Thresholds]:
-    """Thresholds of slices and of studies."""
+    """Thresholds of slices and of studies (those of slices in folders from before there were others)."""
     if study_session is None:
-        return session.artifact.thresholds, session.artifact.thresholds
+        slices = session.artifact.thresholds
+        return slices, session.artifact.study_thresholds or slices
     return study_session.part.slice_thresholds, study_session.part.study_thresholds
 
 

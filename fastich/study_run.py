@@ -14,6 +14,7 @@ from torch import nn
 
 from fastich.checkpoint import BEST, LAST, LoadedRun, load, load_run, weights_sha256
 from fastich.errors import CheckpointError, FastichError
+from fastich.folds import fold_config
 from fastich.models.sequence import SequenceModel
 from fastich.records.reader import RecordReader
 from fastich.training.embedder import stores_of
@@ -106,7 +107,8 @@ def predict_studies(
         FastichError: the split is empty.
         RecordError: the side store is damaged.
     """
-    rows = rows_of(reader, run.cnn.config, split)
+    folds = fold_config(run.cnn.config, same_records=reader.dataset_sha256 == run.dataset_sha256)
+    rows = rows_of(reader, folds, split)
     if not len(rows):
         raise FastichError(f"{reader.folder}: no labelled slices in split {split!r}; pack more patients")
     stores = stores_of(run.cnn, reader.folder, reader, rows, 0, feed)

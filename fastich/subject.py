@@ -6,7 +6,6 @@ seen the slices (mean logits), and validation is out of fold (``training/predict
 Shapes: S studies, K labels.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,31 +16,31 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastich import checkpoint
-from fastich.checkpoint import LoadedRun
+from fastich.checkpoint import LoadedRun, weights_sha256
 from fastich.errors import CheckpointError, UsageError
 from fastich.folds import FOLDED
 from fastich.records.reader import RecordReader
-from fastich.report.trust import Tables
+from fastich.report.choices import HEAD, LARGEST, Tables
 from fastich.study_metrics import study_table
 from fastich.study_run import LoadedStudyRun, load_study_run, predict_studies
 from fastich.training.config import ALL_FOLDS
 from fastich.training.feed import Feed
 from fastich.training.prediction import load_members, mean_table, predict_members, prediction_table, with_logits
-from fastich.training.run_folder import fold_name
+from fastich.training.run_folder import fold_folders
 from fastich.training.study_folder import KIND
 from fastich.training.views import NONE, parse_views
 
-LARGEST, HEAD = "largest slice", "study head"
 REVERSE = "reverse"
+STORED = "the side store of embeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One split as a model saw it, who fed it, and how fast (embeddings that were at hand cost nothing)."""
+    """One split as a model saw it, who fed it, and how fast; a sequence model over a side store has no such rate."""
 
     tables: Tables
     loader: str
-    slices_per_s: float
+    slices_per_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,14 @@ class Subject:
         cnn: the network that sees slices (of folds the first): its input and its records are those of the run.
         config: resolved config of the run itself.
         epoch: of the run's checkpoint; of folds one for each.
+        weights_sha256: of the CNN, and of the sequence model where there is one; of folds one after the other.
         predict: the tables of a split.
     """
 
     cnn: LoadedRun
     config: dict[str, Any]
     epoch: int | list[int]
+    weights_sha256: list[str]
     predict: Callable[[str], Found]
 
 
@@ -82,13 +83,15 @@ def open_subject(run: Path, which: str, reader: RecordReader, feed: Feed, *, tta
 
 
 def study_folders(run: Path, which: str) -> list[Path]:
-    """The folders of the sequence models in ``run``, one or one a fold; none where it holds CNNs."""
-    first = run if (run / checkpoint.FOLDER).is_dir() else run / fold_name(0)
-    path = first / {"best": checkpoint.BEST, "last": checkpoint.LAST}[which]
-    if not path.is_file() or checkpoint.read_meta(path).get("kind") != KIND:
-        return []
-    count = 1 if first == run else len(list(run.glob("fold-*/")))
-    return [run] if first == run else [run / fold_name(number) for number in range(count)]
+    """The folders of the sequence models in ``run``, one or one a fold; none where it holds CNNs.
+
+    Raises:
+        CheckpointError: a fold is missing, or not finished.
+    """
+    folders = fold_folders(run) or [run]
+    path = folders[0] / {"best": checkpoint.BEST, "last": checkpoint.LAST}[which]
+    is_study = path.is_file() and checkpoint.read_meta(path).get("kind") == KIND
+    return folders if is_study else []
 
 
 def _of_cnns(run: Path, which: str, reader: RecordReader, feed: Feed, tta: str) -> Subject:
@@ -108,6 +111,7 @@ def _of_cnns(run: Path, which: str, reader: RecordReader, feed: Feed, tta: str) 
         cnn=first,
         config=first.config if is_one else {**first.config, "fold": ALL_FOLDS},
         epoch=first.epoch if is_one else [member.epoch for member in members],
+        weights_sha256=[weights_sha256(member.model) for member in members],
         predict=predict,
     )
 
@@ -120,19 +124,23 @@ def _of_studies(folders: Sequence[Path], which: str, reader: RecordReader, feed:
         member.cnn.model.to(feed.precision.device)
 
     def predict(split: str) -> Found:
-        if len(members) > 1 and split == "train":
-            raise UsageError("split train: a k-fold run has none of its own; judge val, or one fold's run folder")
-        start = time.perf_counter()
         pairs = [_tables(member, reader, split, feed, reverse=tta == REVERSE) for member in members]
-        seconds = time.perf_counter() - start
         folded = split in FOLDED and reader.dataset_sha256 == members[0].dataset_sha256
         slices, studies = (_joined(list(tables), out_of_fold=folded) for tables in zip(*pairs, strict=True))
         tables = Tables(slices=slices.sort_values("row", ignore_index=True), studies=studies, decision=HEAD)
-        return Found(tables=tables, loader=feed.loader, slices_per_s=round(len(slices) / seconds, 2))
+        return Found(tables=tables, loader=STORED, slices_per_s=None)
 
     first = members[0]
     epochs = [member.epoch for member in members]
-    return Subject(cnn=first.cnn, config=first.config, epoch=epochs[0] if len(epochs) == 1 else epochs, predict=predict)
+    return Subject(
+        cnn=first.cnn,
+        config=first.config,
+        epoch=epochs[0] if len(epochs) == 1 else epochs,
+        weights_sha256=[
+            weights_sha256(network) for member in members for network in (member.cnn.model, member.sequence)
+        ],
+        predict=predict,
+    )
 
 
 def _tables(

@@ -23,6 +23,7 @@ from fastich.loaders.config import BACKENDS
 from fastich.loaders.order import ALL_ROWS
 from fastich.records.reader import RecordReader
 from fastich.report.results import PROBABILITY_COLUMNS
+from fastich.subject import study_folders
 from fastich.training.environment import num_cores, torch_threads
 from fastich.training.feed import Feed
 from fastich.training.precision import choose_device, choose_precision
@@ -79,6 +80,10 @@ def submit(config: SubmitConfig) -> int:
     """
     if config.out.exists():
         raise UsageError(f"{config.out}: exists; remove it, or choose another --out")
+    if study_folders(config.run, config.which):
+        raise UsageError(
+            f"{config.run}: expected a run of CNNs, found a sequence model; submit takes the run it was trained on"
+        )
     members, feed = load_members(config.run, config.which), config.feed()
     views = parse_views(config.tta, adjacent=members[0].adjacent)
     for member in members:

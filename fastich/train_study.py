@@ -19,19 +19,21 @@ from torch.amp.grad_scaler import GradScaler
 
 from fastich import checkpoint, verb
 from fastich.checkpoint import LoadedRun, load_run, weights_sha256
-from fastich.errors import FastichError, RecordError
+from fastich.errors import FastichError, RecordError, UsageError
 from fastich.files import write_json
 from fastich.leakage_sides import CERTIFICATE_KEY
 from fastich.records.index import series_numbers
 from fastich.records.reader import RecordReader
 from fastich.training import history
+from fastich.training.config import ALL_FOLDS
+from fastich.training.distributed import find_world
 from fastich.training.early_stopping import EarlyStopping
 from fastich.training.embedder import stores_of
 from fastich.training.environment import device_name, host, torch_threads, versions
 from fastich.training.feed import Feed
 from fastich.training.position import Position
 from fastich.training.precision import Precision, choose_device, choose_precision
-from fastich.training.run_folder import RUN_JSON
+from fastich.training.run_folder import CONFIG_JSON, RUN_JSON, fold_folders
 from fastich.training.study_config import StudyConfig, build_sequence
 from fastich.training.study_data import StudySet, rows_of, series_of
 from fastich.training.study_epoch import StudyJob, make_optimizer, run_epoch, validate
@@ -54,15 +56,24 @@ def train_study(config: StudyConfig) -> list[dict[str, Any]]:
     Raises:
         FastichError: one of its kinds, for whatever input, files or the machine got in the way.
     """
-    return [train_one(one) for one in one_a_fold(config)]
+    if find_world().size > 1:
+        raise UsageError("train_study is one process: start it without torchrun")
+    configs = one_a_fold(config)
+    if len(configs) > 1:
+        check_out(config.out, config.resume)
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / CONFIG_JSON, config.resolved() | {"folds": len(configs), "fold": ALL_FOLDS})
+    return [train_one(one) for one in configs]
 
 
 def one_a_fold(config: StudyConfig) -> list[StudyConfig]:
-    """``config`` itself, or of a folder of folds one config for each."""
-    folds = sorted(config.run.glob("fold-*/"), key=lambda folder: int(folder.name.removeprefix("fold-")))
-    if not folds or (config.run / checkpoint.FOLDER).is_dir():
-        return [config]
-    return [dataclasses.replace(config, run=fold, out=config.out / fold.name) for fold in folds]
+    """``config`` itself, or of a folder of folds one config for each.
+
+    Raises:
+        CheckpointError: a fold of the CNN is missing, or not finished.
+    """
+    folds = fold_folders(config.run)
+    return [dataclasses.replace(config, run=fold, out=config.out / fold.name) for fold in folds] or [config]
 
 
 def train_one(config: StudyConfig) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def train_one(config: StudyConfig) -> dict[str, Any]:
         job = start(config, run, reader, open_source(config, run, reader, feed), precision)
         # the steps of a GRU are so small that cores which share one mostly wait for each other
         with torch_threads(config.num_threads if config.end_to_end else 1):
-            position = job.folder.restore(job.networks, job.optimizer, job.scaler, _beginning(job))
+            position = job.folder.restore(job.networks, job.optimizer, job.scaler, lambda: _beginning(job))
             while position.epoch < config.epochs and not position.stopping.is_over(config.patience):
                 position = run_epoch(job, position)
             return _finish(job, position)

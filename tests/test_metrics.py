@@ -67,9 +67,17 @@ def test_report_has_the_rows_and_numbers_of_scikit_learn() -> None:
     assert [report[label]["support"] for label in LABELS] == truth.sum(axis=0).tolist()
 
 
-def test_report_of_labels_never_seen_nor_called_is_zero_without_a_warning() -> None:
-    report = metrics.classification_report(np.zeros((4, 6)), np.full((4, 6), 0.1))
-    assert {value for row in report.values() for value in row.values()} == {0.0}
+def test_report_of_a_label_without_a_positive_is_undefined_and_not_in_the_macro_average() -> None:
+    truth, scores, _ = made_up()
+    whole = metrics.classification_report(truth, scores, 0.4)
+    truth[:, 0] = 0
+    truth[:, ANY] = truth[:, :ANY].max(axis=1)
+    report = metrics.classification_report(truth, scores, 0.4)
+    assert [report[LABELS[0]][name] for name in metrics.RATES] == [None] * 3
+    assert report[LABELS[1]] == whole[LABELS[1]]
+    assert report["macro avg"]["recall"] == pytest.approx(np.mean([report[label]["recall"] for label in LABELS[1:]]))
+    none = metrics.classification_report(np.zeros((4, 6)), np.full((4, 6), 0.1))
+    assert none["macro avg"] == {"precision": None, "recall": None, "f1-score": None, "support": 0.0}
 
 
 def test_operating_points_count_by_hand() -> None:
@@ -173,8 +181,11 @@ def test_report_intervals_of_a_label_without_positives_are_undefined() -> None:
     found = metrics.report_intervals(truth, scores, patients, num_resamples=20)
     assert found[LABELS[0]]["recall"] is None
     assert found[LABELS[0]]["f1-score"] is None
-    assert found["macro avg"]["recall"] is None
+    assert found[LABELS[0]]["precision"] is None
+    assert found["macro avg"]["recall"] is not None
     assert found["any"]["recall"] is not None
+    nothing = metrics.report_intervals(np.zeros_like(truth), scores, patients, num_resamples=20)
+    assert {interval for row in nothing.values() for interval in row.values()} == {None}
 
 
 def test_where_all_or_none_are_found_the_interval_is_exact_over_patients() -> None:

@@ -144,7 +144,7 @@ def test_certificate_and_calibration_are_summarised(folder: Path) -> None:
     certificate = {
         "clean": False,
         "rule": "patients joined by identical pixels",
-        "splits": {"train": {"patients": 40, "studies": 44, "series": 44, "images": 1500}},
+        "splits": {"train": {"patients": 40, "studies": 44, "series": 44, "pixels": 1500}},
         "shared": [{"a": "train", "b": "test", "patients": 1}],
     }
     calibration = {"method": "platt", "labels": {}, "uncalibrated": {"epidural": "undefined: no positives"}}

@@ -14,9 +14,9 @@ from fastich import calibration
 from fastich.errors import UsageError
 from fastich.labels import LABELS, enforce_any
 from fastich.report import figures, folder, gallery, html, pictures, results
-from fastich.report.choices import Choices, Rules, calibrated, choose
+from fastich.report.choices import Choices, Rules, Tables, calibrated, choose
 from fastich.report.style import COLOURS, to_png
-from fastich.report.trust import Tables, apply, trust
+from fastich.report.trust import apply, trust
 from fastich.study_metrics import study_table
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil/$x_1$>"
@@ -52,7 +52,7 @@ def tables_of(slices: pd.DataFrame) -> Tables:
 
 def decided(validation: pd.DataFrame, **rules: Any) -> Choices:
     made = tables_of(validation)
-    return choose(made.slices, made.studies, Rules(**rules))
+    return choose(made, Rules(**rules))
 
 
 def measure(table: pd.DataFrame, validation: pd.DataFrame, **dataset: Any) -> dict[str, Any]:

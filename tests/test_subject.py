@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,25 +100,67 @@ def test_a_sequence_model_takes_no_views_of_slices(base: Path) -> None:
         open_subject(base / "study", "best", reader, FEED, tta="flip")
 
 
-def test_folders_of_a_run_are_told_apart(base: Path, tmp_path: Path) -> None:
+def fold_of(base: Path, out: Path, number: int) -> Path:
+    """A finished fold of two: a copy of the study run whose slice head says more or less of everything."""
+    shutil.copytree(base / "study", out / f"fold-{number}")
+    for name in (checkpoint.BEST, checkpoint.LAST):
+        saved = checkpoint.load(out / f"fold-{number}" / name)
+        tensors = {**saved.tensors, "model.slice_head.bias": saved.tensors["model.slice_head.bias"] + 2.0 * number}
+        meta = saved.meta | {"cnn": saved.meta["cnn"] | {"run": "../../cnn"}}
+        checkpoint.save(out / f"fold-{number}" / name, meta, tensors)
+    return out
+
+
+@pytest.fixture
+def folds(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A k-fold study run of two folds, whose CNN says which fold it is."""
+    out = tmp_path / "a" / "folds"
+    out.mkdir(parents=True)
+    (tmp_path / "cnn").mkdir()
+    for number in range(2):
+        fold_of(base, out, number)
+    (out / "config.json").write_text(json.dumps({"folds": 2, "fold": -1}))
+    numbers = iter(range(2))
+
+    def load(run: Path, which: str) -> object:
+        one = certified(base / "records", run)
+        config = {**one.config, "folds": 2, "fold": next(numbers), "fold_seed": 0}  # type: ignore[attr-defined]
+        return dataclasses.replace(one, config=config)  # type: ignore[type-var]
+
+    monkeypatch.setattr(study_run, "load_run", load)
+    return out
+
+
+def test_folders_of_a_run_are_told_apart(base: Path, folds: Path) -> None:
     assert study_folders(base / "study", "best") == [base / "study"]
     assert study_folders(base / "cnn", "best") == []
-    (tmp_path / "fold-0").symlink_to(base / "study")
-    (tmp_path / "fold-1").symlink_to(base / "study")
-    assert study_folders(tmp_path, "best") == [tmp_path / "fold-0", tmp_path / "fold-1"]
+    assert study_folders(folds, "best") == [folds / "fold-0", folds / "fold-1"]
+    (folds / "fold-1" / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="expected 2 finished folds, found 1"):
+        study_folders(folds, "best")
 
 
-def test_folds_of_a_sequence_model_are_averaged_on_the_test_split(base: Path, tmp_path: Path) -> None:
-    for number in range(2):
-        (tmp_path / f"fold-{number}").symlink_to(base / "study")
+def test_folds_are_averaged_on_the_test_split_and_validated_out_of_fold(base: Path, folds: Path) -> None:
     with RecordReader(base / "records") as reader:
-        one, both = (
-            open_subject(run, "best", reader, FEED).predict("test").tables for run in (base / "study", tmp_path)
-        )
-        with pytest.raises(UsageError, match="split train: a k-fold run has none of its own"):
-            open_subject(tmp_path, "best", reader, FEED).predict("train")
-    pd.testing.assert_frame_equal(one.slices, both.slices)
-    pd.testing.assert_frame_equal(one.studies, both.studies)
+        subject = open_subject(folds, "best", reader, FEED)
+        test, val = (subject.predict(split).tables for split in ("test", "val"))
+        learned = np.concatenate([reader.rows("train"), reader.rows("val")])
+        assert val.slices["row"].tolist() == sorted(learned.tolist())
+        assert test.slices["row"].tolist() == reader.rows("test").tolist()
+    assert len(subject.weights_sha256) == 4
+    assert isinstance(subject.epoch, list)
+    assert val.studies["study_uid"].is_unique
+    assert set(val.studies["study_uid"]) == set(val.slices["study_uid"])
+
+
+def test_the_mean_of_two_folds_lies_between_them(base: Path, folds: Path) -> None:
+    with RecordReader(base / "records") as reader:
+        both = open_subject(folds, "best", reader, FEED).predict("test").tables.slices
+    shift = 1.0  # the second fold's slice head says 2 more of every label
+    with pytest.MonkeyPatch.context() as patch, RecordReader(base / "records") as reader:
+        patch.setattr(study_run, "load_run", lambda run, which: certified(base / "records", run))
+        first = open_subject(folds / "fold-0", "best", reader, FEED).predict("test").tables.slices
+    np.testing.assert_allclose(both[LOGIT_COLUMNS] - first[LOGIT_COLUMNS], shift, atol=1e-4)
 
 
 def test_the_heads_logits_stand_beside_their_own_study() -> None:

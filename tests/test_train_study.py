@@ -198,19 +198,32 @@ def test_a_loss_that_is_no_number_stops_the_run(site: Site, tmp_path: Path, monk
 
 
 def test_each_fold_gets_its_own_model(site: Site, tmp_path: Path) -> None:
-    for number in (0, 1, 10):
-        (tmp_path / "cnn" / f"fold-{number}").mkdir(parents=True)
+    for number in range(11):
+        folder = tmp_path / "cnn" / f"fold-{number}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"folds": 11, "fold": number}))
+        (folder / "run.json").write_text("{}")
     found = train_study.one_a_fold(config(site, tmp_path / "out", run=tmp_path / "cnn"))
-    assert [(one.run.name, one.out.name) for one in found] == [(f"fold-{n}", f"fold-{n}") for n in (0, 1, 10)]
+    assert [(one.run.name, one.out.name) for one in found] == [(f"fold-{n}", f"fold-{n}") for n in range(11)]
+    (tmp_path / "cnn" / "fold-7" / "run.json").unlink()
+    with pytest.raises(CheckpointError, match="expected 11 finished folds, found 10; train the others"):
+        train_study.one_a_fold(config(site, tmp_path / "out", run=tmp_path / "cnn"))
     (tmp_path / "cnn" / "checkpoints").mkdir()
     plain = config(site, tmp_path / "out", run=tmp_path / "cnn")
     assert train_study.one_a_fold(plain) == [plain]
 
 
+def test_several_processes_are_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="train_study is one process: start it without torchrun"):
+        train_study.train_study(config(site, tmp_path / "run"))
+
+
 def test_a_split_without_slices_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = train_study.rows_of
     monkeypatch.setattr(
-        train_study, "rows_of", lambda reader, split: real(reader, split)[: 0 if split == "val" else None]
+        train_study, "rows_of", lambda reader, run, split: real(reader, run, split)[: 0 if split == "val" else None]
     )
     with pytest.raises(FastichError, match="no labelled slices in split 'val'; pack more patients"):
         train_study.train_study(config(site, tmp_path / "run"))

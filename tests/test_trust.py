@@ -8,9 +8,9 @@ from test_report import make_table
 from fastich import calibration, conformal, metrics
 from fastich.labels import LABELS
 from fastich.report.calibration_numbers import quality, resampled_ece
-from fastich.report.choices import Rules, calibrated, choose, logits, triage_score, truth
+from fastich.report.choices import HEAD, Rules, Tables, calibrated, choose, logits, triage_score, truth
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
-from fastich.report.trust import Tables, apply, trust
+from fastich.report.trust import apply, trust
 from fastich.study_metrics import study_table
 
 
@@ -21,7 +21,7 @@ def tables(seed: int, num_studies: int = 40) -> Tables:
 
 def test_what_validation_decides_does_not_depend_on_the_judged_split() -> None:
     validation = tables(1)
-    choices = choose(validation.slices, validation.studies, Rules())
+    choices = choose(validation, Rules())
     assert choices.slices == calibration.fit(logits(validation.slices), truth(validation.slices), "platt")
     assert choices.thresholds["rule"] == "max-f1"
     assert choices.triage == conformal.fit(
@@ -31,7 +31,7 @@ def test_what_validation_decides_does_not_depend_on_the_judged_split() -> None:
 
 def test_calibrated_tables_hold_the_probabilities_of_the_calibration() -> None:
     validation, judged = tables(1), tables(2)
-    choices = choose(validation.slices, validation.studies, Rules())
+    choices = choose(validation, Rules())
     made = apply(choices, judged)
     np.testing.assert_array_equal(
         made.slices[PROBABILITY_COLUMNS], choices.slices.probability(judged.slices[LOGIT_COLUMNS])
@@ -40,6 +40,27 @@ def test_calibrated_tables_hold_the_probabilities_of_the_calibration() -> None:
         made.studies[PROBABILITY_COLUMNS], choices.studies.probability(judged.studies[LOGIT_COLUMNS])
     )
     pd.testing.assert_frame_equal(judged.slices, tables(2).slices)  # the input is left as it was
+
+
+def test_a_study_that_is_its_largest_slice_has_that_slices_probability() -> None:
+    """What scoring shows of a model folder without study.onnx is what evaluation judged."""
+    validation, judged = tables(1), tables(2)
+    made = apply(choose(validation, Rules()), judged)
+    largest = made.slices.groupby("study_uid", sort=False)[PROBABILITY_COLUMNS].max()
+    np.testing.assert_allclose(made.studies[PROBABILITY_COLUMNS], largest, rtol=1e-9)
+    headed = choose(Tables(slices=validation.slices, studies=validation.studies, decision=HEAD), Rules())
+    assert headed.studies != headed.slices
+
+
+def test_coverage_counts_a_study_once_where_validation_is_judged() -> None:
+    validation = tables(1)
+    choices = choose(validation, Rules())
+    same = apply(choices, validation)
+    found = trust(same, same, choices, num_resamples=10, seed=0)["triage"]["coverage"]
+    once = conformal.coverage(
+        triage_score(same.studies), same.studies["any"], same.studies["patient_id"], alpha_miss=0.1, alpha_alarm=0.2
+    )
+    assert found == once
 
 
 def test_triage_looks_at_the_largest_logit_whatever_calibration_does() -> None:
@@ -52,7 +73,7 @@ def test_triage_looks_at_the_largest_logit_whatever_calibration_does() -> None:
 @pytest.fixture(scope="module")
 def measured() -> dict[str, object]:
     validation, judged = tables(1), tables(2)
-    choices = choose(validation.slices, validation.studies, Rules())
+    choices = choose(validation, Rules())
     before, found = (apply(choices, one) for one in (validation, judged))
     return trust(before, found, choices, num_resamples=40, seed=0)
 
@@ -64,7 +85,7 @@ def test_every_figure_is_json_and_finite(measured: dict[str, object]) -> None:
 
 def test_the_study_decision_stands_beside_the_rules_over_slices(measured: dict[str, dict]) -> None:  # type: ignore[type-arg]
     studies = measured["studies"]
-    assert set(studies["rules"]) == {"largest slice", "max", "top-k mean", "noisy-or"}
+    assert set(studies["rules"]) == {"largest slice", "top-k mean", "noisy-or"}
     assert studies["num_studies"] == 40
     found = studies["rules"]["largest slice"]["any"]["auc"]
     assert found["low"] <= found["value"] <= found["high"]
@@ -86,7 +107,7 @@ def test_calibration_is_better_than_raw_logits_that_are_too_sure() -> None:
     validation, judged = tables(1, 80), tables(2, 80)
     for table in (validation.slices, validation.studies, judged.slices, judged.studies):
         table[LOGIT_COLUMNS] = table[LOGIT_COLUMNS] * 4 + 3
-    choices = choose(validation.slices, validation.studies, Rules())
+    choices = choose(validation, Rules())
     before, found = (apply(choices, one) for one in (validation, judged))
     ece = trust(before, found, choices, num_resamples=20, seed=0)["calibration"]["slices"]
     assert ece["judged"]["calibrated"]["ece"]["any"]["value"] < ece["judged"]["raw"]["ece"]["any"]["value"] / 2

@@ -32,7 +32,7 @@ def calibration_numbers(
     labels that have a positive.
     """
     patients = judged["patient_id"].to_numpy(str)
-    raw, after = 1 / (1 + np.exp(-logits(judged))), of.probability(logits(judged))
+    raw, after = calibration.NONE.probability(logits(judged)), of.probability(logits(judged))
     return {
         "method": of.method,
         "uncalibrated": of.uncalibrated,

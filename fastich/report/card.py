@@ -22,6 +22,7 @@ from fastich.report.card_numbers import (
 from fastich.report.card_parts import NOT_STATED, Document, Section, Table, facts, flat, look, percent, said, settings
 from fastich.report.html import environment
 
+VALIDATION = "val"
 FEW_PATIENTS = 100
 """Below this number of judged patients an interval is wide and rare labels have a handful of positives."""
 _HERE = Path(__file__).parent
@@ -79,7 +80,7 @@ def _data(document: Document) -> Section:
         *((f"slices with {label}", percent(look(metrics, "prevalence", label))) for label in LABELS),
     ]
     counted = look(certificate, "splits") or {}
-    kinds = ("patients", "studies", "series", "images")
+    kinds = ("patients", "studies", "series", "pixels")
     splits = tuple((name, *(said(look(found, kind)) for kind in kinds)) for name, found in counted.items())
     table = Table(caption="splits", columns=("split", *kinds), rows=splits)
     origin = "Whether the data are of patients or synthetic, and where they come from: not stated in model.json."
@@ -135,6 +136,11 @@ def _limits(document: Document) -> Section:
         found.append("Slices are judged one by one and a study by its largest slice: there is no sequence model.")
     if look(document, "calibration", "method") == "none":
         found.append("Probabilities of single slices are not calibrated.")
+    if look(metrics, "split") is not None and look(metrics, "split") == VALIDATION:
+        found.append("Judged on the validation split, on which calibration, thresholds and triage were chosen too.")
+    for what, name in (("judged", "leakage"), ("validation", "leakage_of_validation")):
+        if look(metrics, name, "clean") is False:
+            found.append(f"The run has seen patients, studies or images of the {what} split; that was allowed.")
     if document.get("leakage_certificate") is None:
         found.append("No leakage certificate: nothing says that judged patients were not trained on.")
     found.append("Not evaluated on a clinical population; not seen by a regulator.")

@@ -23,6 +23,7 @@ from fastich.labels import LABELS
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS, by_label
 
 Floats = NDArray[np.float64]
+LARGEST, HEAD = "largest slice", "study head"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,18 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tables:
+    """One split as a model saw it: a table of slices and one of studies, with logits.
+
+    ``decision`` says where a study's logits come from: ``HEAD`` or ``LARGEST``.
+    """
+
+    slices: pd.DataFrame
+    studies: pd.DataFrame
+    decision: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choices:
     """What was decided. ``thresholds`` and ``study_thresholds`` are what thresholds.json holds of each."""
 
@@ -53,14 +66,19 @@ class Choices:
     triage: Triage
 
 
-def choose(slices: pd.DataFrame, studies: pd.DataFrame, rules: Rules, split: str = "val") -> Choices:
-    """Decide on the validation tables ``slices`` and ``studies``, as ``rules`` say.
+def choose(seen: Tables, rules: Rules, split: str = "val") -> Choices:
+    """Decide on the validation tables ``seen``, as ``rules`` say.
+
+    A study that is its largest slice has that slice's probability, so it takes the slices' calibration.
 
     Raises:
         ValueError: a rule, method or alpha makes no sense.
     """
+    slices, studies = seen.slices, seen.studies
     of_slices = calibration.fit(logits(slices), truth(slices), rules.calibration)
-    of_studies = calibration.fit(logits(studies), truth(studies), rules.calibration)
+    of_studies = (
+        of_slices if seen.decision == LARGEST else calibration.fit(logits(studies), truth(studies), rules.calibration)
+    )
     return Choices(
         slices=of_slices,
         studies=of_studies,

@@ -5,13 +5,14 @@ Every figure has its 95 % interval by patient. From ``summary.json`` alone, so i
 
 from typing import Any
 
-from fastich.calibration import NO_POSITIVES
+from fastich.calibration import NO_NEGATIVES, NO_POSITIVES
 from fastich.labels import LABELS
 
 ANY_LABEL = LABELS[-1]
 FOUND = "those that are found"
 """Of ``pointing.SUBJECTS``, which stands on a higher floor."""
 ROWS = (*LABELS, "micro avg", "macro avg", "weighted avg")
+UNDEFINED = "undefined"
 RATES = ("precision", "recall", "f1-score")
 SEED_STUDY = {
     "any": {"precision": 0.92, "recall": 0.42},
@@ -38,7 +39,8 @@ def goals(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     gain, auc = summary["log_loss_gain"], study["studies"]["auc"]["any"]
     recall = _rate(study, "at_thresholds", "epidural", "recall")
     half = _rate(cnn, "at_0.5", "epidural", "recall")
-    ece = study["calibration"]["slices"]["cross_fitted"]["ece"]["macro"]
+    cross_fitted = study["calibration"]["slices"]["cross_fitted"]
+    ece = cross_fitted["ece"]["macro"] if cross_fitted else dict.fromkeys(("value", "low", "high"))
     rows = [
         ("study AUC any", f">= {STUDY_AUC}", estimate_text(auc), _met(auc["value"], STUDY_AUC)),
         (
@@ -69,7 +71,8 @@ def _coverage(triage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, bound in (("miss_rate", "alpha_miss"), ("alarm_rate", "alpha_alarm")):
         found = triage["coverage"][name]
         mean, error = found["mean"], found["standard_error"]
-        told = NO_POSITIVES if mean is None else f"{mean:.3f}" + (f" (s.e. {error:.3f})" if error is not None else "")
+        why = NO_POSITIVES if name == "miss_rate" else NO_NEGATIVES
+        told = why if mean is None else f"{mean:.3f}" + (f" (s.e. {error:.3f})" if error is not None else "")
         held = triage["coverage"]["bounded"][name]
         goal = f"triage {name.replace('_', ' ')}, {triage['coverage']['resamples']} resamplings"
         rows.append((goal, f"<= {triage[bound]:g}", told, "-" if held is None else "met" if held else "not met"))
@@ -85,14 +88,13 @@ def _met(value: float | None, least: float) -> str:
 def _rate(measured: dict[str, Any], point: str, row: str, name: str) -> dict[str, Any]:
     """One figure of a classification report as an ``estimate``; undefined without positives."""
     report, interval = measured["reports"][point][row], measured["report_intervals"][point].get(row, {}).get(name)
-    value = report[name] if report["support"] else None
-    return {"value": value, **(interval or dict.fromkeys(("low", "high")))}
+    return {"value": report[name], **(interval or dict.fromkeys(("low", "high")))}
 
 
 def estimate_text(found: dict[str, Any]) -> str:
-    """``0.978 (0.959 to 0.993)``, or why there is no figure."""
+    """``0.978 (0.959 to 0.993)``, or that there is no figure."""
     if found["value"] is None:
-        return NO_POSITIVES
+        return UNDEFINED
     return f"{found['value']:.3f}" + ("" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})")
 
 

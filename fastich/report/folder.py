@@ -15,8 +15,7 @@ import pandas as pd
 from fastich.errors import UsageError
 from fastich.files import atomic_path, write_json, write_text
 from fastich.report import html, pictures, results
-from fastich.report.choices import Choices
-from fastich.report.trust import Tables
+from fastich.report.choices import Choices, Tables
 from fastich.types import HuArray
 
 METRICS_FILE = "metrics.json"

@@ -1,11 +1,11 @@
 """An evaluation's numbers, from tables with logits to metrics.json: calibrated, at thresholds, by study, in triage.
 
 ``choices`` decides on validation, ``results`` counts; here the two meet. Everything is JSON-ready, and whatever is
-claimed has an interval by patient. Seconds for 5,000 slices and 1,000 resamples.
+estimated from patients has an interval by patient (what follows by Bayes has none). Seconds for 5,000 slices and
+1,000 resamples.
 Shapes: S studies, R resamples, P patients.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,25 +16,17 @@ from fastich import conformal, metrics, operating_points, study_metrics
 from fastich.labels import LABELS
 from fastich.metrics import estimate
 from fastich.report.calibration_numbers import calibration_numbers
-from fastich.report.choices import Choices, calibrated, triage_score
+from fastich.report.choices import LARGEST, Choices, Tables, calibrated, triage_score
 from fastich.report.results import judged, summarise
 from fastich.study_metrics import study_table
 
 Floats = NDArray[np.float64]
 COVERAGE_RESAMPLES = 100
+NO_GUARANTEE = (
+    "No guarantee: the thresholds come from single networks out of fold, and the mean of all networks is judged, whose "
+    "scores are others."
+)
 ANY_LABEL = LABELS[-1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tables:
-    """One split as a model saw it: a table of slices and one of studies, with logits.
-
-    ``decision`` says where a study's logits come from: ``study head`` or ``largest slice``.
-    """
-
-    slices: pd.DataFrame
-    studies: pd.DataFrame
-    decision: str
 
 
 def apply(choices: Choices, tables: Tables) -> Tables:
@@ -46,10 +38,18 @@ def apply(choices: Choices, tables: Tables) -> Tables:
     )
 
 
-def trust(validation: Tables, found: Tables, choices: Choices, *, num_resamples: int, seed: int) -> dict[str, Any]:
+def trust(
+    validation: Tables,
+    found: Tables,
+    choices: Choices,
+    *,
+    num_resamples: int,
+    seed: int,
+    is_ensemble: bool = False,
+) -> dict[str, Any]:
     """What metrics.json says of ``found``, calibrated tables of the judged split; see ``results.judged`` for the keys.
 
-    ``validation`` are the tables that ``choices`` were made on.
+    ``validation`` are the tables that ``choices`` were made on; of an ensemble single members filled them.
     """
     how = {"num_resamples": num_resamples, "seed": seed}
     studies = _studies(found, choices, **how)
@@ -65,7 +65,8 @@ def trust(validation: Tables, found: Tables, choices: Choices, *, num_resamples:
             "slices": calibration_numbers(validation.slices, found.slices, choices.slices, **how),
             "studies": calibration_numbers(validation.studies, found.studies, choices.studies, **how),
         },
-        "triage": _triage(validation.studies, found.studies, choices, **how),
+        "triage": _triage(validation.studies, found.studies, choices, **how)
+        | ({"guarantee": NO_GUARANTEE} if is_ensemble else {}),
     }
 
 
@@ -75,7 +76,8 @@ def _studies(found: Tables, choices: Choices, *, num_resamples: int, seed: int) 
     ``rules`` holds ``study_metrics.summarise_studies`` of the decision itself and of each rule over slices.
     """
     numbers = judged(found.studies, choices.study_thresholds, num_resamples=num_resamples, seed=seed)
-    tables = {rule: study_table(found.slices, rule) for rule in study_metrics.RULES} | {found.decision: found.studies}
+    rules = [rule for rule in study_metrics.RULES if (rule, found.decision) != ("max", LARGEST)]
+    tables = {found.decision: found.studies} | {rule: study_table(found.slices, rule) for rule in rules}
     return {
         "decision": found.decision,
         "num_studies": len(found.studies),
@@ -104,7 +106,9 @@ def _triage(
         "clear": (said == conformal.CLEAR, every),
         "human_first": (said == conformal.HUMAN_FIRST, every),
     }
-    pooled = pd.concat([validation, judged_studies])
+    pooled = pd.concat([validation, judged_studies]).drop_duplicates(
+        "study_uid"
+    )  # the same, where validation is judged
     return {
         **choices.triage.to_document(),
         "score": conformal.SCORE,

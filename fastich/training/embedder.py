@@ -17,7 +17,6 @@ from fastich import embeddings, verb
 from fastich.checkpoint import LoadedRun, weights_sha256
 from fastich.embeddings import Chunk, Identity, Int64Array, Store
 from fastich.errors import RecordError
-from fastich.folds import FOLD_KEYS
 from fastich.labels import NUM_LABELS
 from fastich.loaders import LoaderConfig, open_loader
 from fastich.loaders.order import ALL_ROWS, group_order
@@ -109,7 +108,6 @@ def _chunks(
         backend=feed.loader,
         device=device.type,
         threads=feed.threads,
-        **{name: run.config.get(name, 0) for name in FOLD_KEYS},
     )
     groups = np.split(rows, np.arange(feed.batch_size, len(rows), feed.batch_size))
     order = group_order(groups, reader.labels(), series_numbers(reader.index))

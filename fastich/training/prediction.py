@@ -27,7 +27,7 @@ from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
 from fastich.training.feed import Feed
 from fastich.training.predictions import Forward, predict, probability_of
 from fastich.training.replicas import Replicas
-from fastich.training.run_folder import fold_name, num_folds
+from fastich.training.run_folder import fold_folders
 from fastich.training.views import Views
 
 
@@ -51,8 +51,7 @@ def load_members(run: Path, which: str = "best") -> tuple[LoadedRun, ...]:
     Raises:
         CheckpointError: the folder, a fold or a checkpoint is missing, damaged or of another version.
     """
-    count = num_folds(run)
-    folders = [run / fold_name(number) for number in range(count)] if count else [run]
+    folders = fold_folders(run) or [run]
     return tuple(load_run(folder, which) for folder in folders)
 
 

@@ -175,21 +175,39 @@ def fold_name(number: int) -> str:
 
 
 def num_folds(run: Path) -> int:
-    """How many folds were trained into ``run``; 0 where it is not the folder of a k-fold run.
+    """How many folds were trained into ``run``, by CNNs or by sequence models; 0 where it holds no folds.
+
+    Folds that were trained one a job say themselves how many they are.
 
     Raises:
-        CheckpointError: a fold is missing.
+        CheckpointError: a fold is missing, or not finished.
     """
-    path = run / CONFIG_JSON
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.get("fold") != ALL_FOLDS:
+    if (run / checkpoint.FOLDER).is_dir():
         return 0
-    found = [number for number in range(config["folds"]) if (run / fold_name(number) / RUN_JSON).is_file()]
-    if len(found) < config["folds"]:
+    whole = _said(run)
+    count = int(whole["folds"] if whole.get("fold") == ALL_FOLDS else _said(run / fold_name(0)).get("folds", 0))
+    found = [number for number in range(count) if (run / fold_name(number) / RUN_JSON).is_file()]
+    if len(found) < count:
         raise CheckpointError(
-            f"{run}: expected {config['folds']} finished folds, found {len(found)}; train on with --resume auto"
+            f"{run}: expected {count} finished folds, found {len(found)}; train the others (--resume auto goes on)"
         )
-    return len(found)
+    return count
+
+
+def fold_folders(run: Path) -> list[Path]:
+    """The run folders of the folds in ``run``; none where it holds no folds.
+
+    Raises:
+        CheckpointError: a fold is missing, or not finished.
+    """
+    return [run / fold_name(number) for number in range(num_folds(run))]
+
+
+def _said(run: Path) -> dict[str, Any]:
+    """What config.json says, where there is one."""
+    path = run / CONFIG_JSON
+    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return said
 
 
 def start_folds(config: TrainConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a training run of the sequence model is asked to do. Flags are made from it, checkpoints hold it."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from fastich.verb import option, plain, required
 
 FREE_ON_RESUME = frozenset({"run", "records", "out", "resume", "device", "loader", "threads", "embed_batch_size"})
 """What may change when a run goes on: where things are and what computes."""
+
+
+MOST_AT_ONCE = 4
+"""Studies a step end to end; their activations must fit beside each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,10 @@ class StudyConfig:
                 raise UsageError(f"{flag(name)} must be >= 0, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"--dropout must be from 0 to below 1, found {self.dropout}")
+        if self.end_to_end and self.batch_size > MOST_AT_ONCE:
+            raise UsageError(
+                f"--end-to-end takes whole studies at once: --batch-size 1 to {MOST_AT_ONCE}, found {self.batch_size}"
+            )
         if not 0 <= self.subsample <= 1:
             raise UsageError(f"--subsample must be from 0 to 1, found {self.subsample}")
 
@@ -103,15 +112,18 @@ def build_sequence(config: dict[str, Any], embedding_size: int) -> SequenceModel
 def require_same(old: dict[str, Any], config: StudyConfig, where: Path) -> None:
     """Refuse to go on with a run under another config.
 
-    More epochs are welcome while the learning rate is constant; under a schedule they would change the past.
+    More epochs are welcome while the learning rate is constant; under a schedule they would change the past. A flag
+    that is younger than the checkpoint had its default.
 
     Raises:
         CheckpointError: names the first flag that differs.
     """
     free = FREE_ON_RESUME | ({"epochs"} if config.schedule == "constant" else frozenset())
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, now in config.resolved().items():
-        if name not in free and old.get(name) != now:
+        before = old.get(name, defaults[name])
+        if name not in free and before != now:
             raise CheckpointError(
-                f"{where}: the run was started with {flag(name)} {old.get(name)}, now {now}; "
+                f"{where}: the run was started with {flag(name)} {before}, now {now}; "
                 "give the old value, or start a new --out"
             )

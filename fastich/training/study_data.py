@@ -119,10 +119,6 @@ class StudySet:
         for batch in training_plan(self.series, epoch, batch_size, changes, len(self.stores)):
             yield collate([self._read(one.series, one.places, self.stores[one.store]) for one in batch])
 
-    def num_batches(self, batch_size: int) -> int:
-        """Batches of an epoch; the last may be smaller."""
-        return -(-len(self.series) // batch_size)
-
     def _read(self, series: Series, places: Int64Array, store: Store) -> StudyBatch:
         """One sequence, not padded: the slices at ``places`` [L] of ``series``, in that order."""
         embedding, logit = look_up(store, self.stores[0], series.rows[places])

@@ -6,6 +6,7 @@ kill between two of them is repaired on resume. All random numbers of an epoch f
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +88,21 @@ class StudyFolder:
         }
 
     def restore(
-        self, networks: nn.ModuleDict, optimizer: torch.optim.Optimizer, scaler: GradScaler, start: Position
+        self,
+        networks: nn.ModuleDict,
+        optimizer: torch.optim.Optimizer,
+        scaler: GradScaler,
+        start: Callable[[], Position],
     ) -> Position:
-        """Bring the networks to where the last checkpoint was saved; ``start``, saved as the best, if there is none.
+        """Bring the networks to where the last checkpoint was saved; ``start()``, saved as the best, if there is none.
 
         Raises:
             CheckpointError: it is damaged, or of another config, CNN or data set.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        position = start
-        if self.last.exists():
+        if not self.last.exists():
+            position = start()
+        else:
             saved = checkpoint.load(self.last)
             self._require_same(saved)
             restore_networks(networks, saved)
