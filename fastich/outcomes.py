@@ -29,7 +29,10 @@ NAMED_UIDS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcomes:
-    """The table: for each uid six labels of 1, 0 and -1 (unknown); ``unit`` is ``slice`` or ``study``."""
+    """The table: for each uid six labels of 1, 0 and -1 (unknown); ``unit`` is ``slice`` or ``study``.
+
+    ``any`` is 1 where a subtype is, whatever the table says of it.
+    """
 
     unit: str
     labels: Mapping[str, tuple[int, ...]]
@@ -65,6 +68,7 @@ def read_outcomes(path: Path) -> Outcomes:
         labels[uid] = _merged(labels.get(uid), found, f"{where}, {key} {uid}")
     if not labels:
         raise LabelError(f"{path}: expected a row for each {UNITS[key]} below the header, found none")
+    labels = {uid: (*known[:ANY], 1) if 1 in known[:ANY] else known for uid, known in labels.items()}
     return Outcomes(unit=UNITS[key], labels=labels, sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -108,7 +112,7 @@ def _merged(before: tuple[int, ...] | None, now: tuple[int, ...], where: str) ->
             raise LabelError(f"{where}: {label} is {n} here and {b} in an earlier row; keep one of them")
     if known[ANY] == 0 and 1 in known[:ANY]:
         raise LabelError(f"{where}: any is 0 although {LABELS[known.index(1)]} is 1; correct one of them")
-    return (*known[:ANY], 1) if 1 in known[:ANY] else known  # a subtype is a bleed
+    return known
 
 
 def read_scores(path: Path) -> dict[str, Any]:

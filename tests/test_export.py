@@ -421,7 +421,7 @@ def test_evaluation_brings_thresholds_and_metrics(tmp_path: Path, run: Path) -> 
     found = read_evaluation(tmp_path, write_evaluation(tmp_path, run), run)
     assert found.thresholds.values == pytest.approx((0, 0.1, 0.2, 0.3, 0.4, 0.5))
     assert found.thresholds.rule == "max-f1 on val"
-    assert set(found.metrics) == {*EVALUATION_KEYS, "dataset_sha256"}
+    assert set(found.metrics) == {*EVALUATION_KEYS, "dataset_sha256", "leakage", "leakage_of_validation"}
     assert "secret" not in str(found.metrics)
 
 

@@ -48,7 +48,7 @@ def test_labels_are_read_with_blank_as_unknown_and_missing_columns_as_blank(tmp_
     assert found.labels == {
         "a": (0, -1, -1, -1, -1, 1),
         "b": (-1, -1, -1, -1, -1, 0),
-        "c": (1, -1, -1, -1, -1, -1),
+        "c": (1, -1, -1, -1, -1, 1),
     }
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 

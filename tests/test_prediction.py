@@ -144,7 +144,7 @@ def test_members_are_the_folds_of_a_k_fold_run_or_the_run_itself(
     (tmp_path / "config.json").write_text(json.dumps({"folds": 2, "fold": -1}))
     (tmp_path / "fold-0").mkdir()
     (tmp_path / "fold-0" / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="expected 2 finished folds, found 1; train on with --resume auto"):
+    with pytest.raises(CheckpointError, match="expected 2 finished folds, found 1; train the others"):
         load_members(tmp_path)
     (tmp_path / "fold-1").mkdir()
     (tmp_path / "fold-1" / "run.json").write_text("{}")

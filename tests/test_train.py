@@ -255,7 +255,7 @@ def test_every_checkpoint_holds_the_certificate(undisturbed: Path) -> None:
     for name in (checkpoint.BEST, checkpoint.LAST):
         found = checkpoint.read_meta(undisturbed / name)["leakage_certificate"]
         assert (found["clean"], found["rule"], found["dataset_sha256"]) == (True, "made up", "5e" * 32)
-        assert [found["splits"][split]["patients"] for split in ("train", "val")] == [NUM_TRAIN, NUM_VAL]
+        assert [found["splits"][split]["patients"] for split in ("train", "val")] == [NUM_TRAIN // 4, NUM_VAL // 4]
 
 
 def test_splits_that_share_a_patient_are_not_trained_on_unless_meant(toy: Toy, tmp_path: Path) -> None:
@@ -304,10 +304,10 @@ def seen_rows(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> dict[Path, tuple[set
     seen: dict[Path, tuple[set[int], set[int]]] = {}
     real = train.start_learner
 
-    def start(config: TrainConfig, *rest: Any) -> Learner:
+    def start(config: TrainConfig, *rest: Any, **named: Any) -> Learner:
         opened = [toy.open(config.loader_config(split, "cpu")) for split in ("train", "val")]
         seen[config.out] = (set(opened[0].order.tolist()), set(opened[1].order.tolist()))
-        return real(config, *rest)
+        return real(config, *rest, **named)
 
     monkeypatch.setattr(train, "start_learner", start)
     return seen
@@ -337,7 +337,7 @@ def test_folds_go_on_with_the_first_that_is_unfinished(
     train.train(wanted)
     shutil.rmtree(tmp_path / "run" / "fold-2")
     (tmp_path / "run" / "fold-1" / "run.json").unlink()
-    with pytest.raises(CheckpointError, match=r"expected 3 finished folds, found 1; train on with --resume auto"):
+    with pytest.raises(CheckpointError, match=r"expected 3 finished folds, found 1; train the others"):
         run_folder.num_folds(tmp_path / "run")
     first = (tmp_path / "run" / "fold-0" / checkpoint.LAST).stat().st_mtime_ns
     seen_rows.clear()

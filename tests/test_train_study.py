@@ -214,7 +214,13 @@ def test_each_fold_gets_its_own_model(site: Site, tmp_path: Path) -> None:
 
 
 def test_several_processes_are_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+    for name, value in (
+        ("RANK", "0"),
+        ("WORLD_SIZE", "2"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "localhost"),
+        ("MASTER_PORT", "1"),
+    ):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="train_study is one process: start it without torchrun"):
         train_study.train_study(config(site, tmp_path / "run"))

@@ -45,7 +45,7 @@ class TinyNorm(TinyPlain):
 NETWORKS = {"plain": TinyPlain, "norm": TinyNorm}
 
 
-def build(**_: Any) -> torch.nn.Module:
+def build(*_: Any, **__: Any) -> torch.nn.Module:
     return NETWORKS[os.environ.get("TINY_NETWORK", "plain")]()
 
 
