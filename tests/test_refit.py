@@ -134,7 +134,7 @@ def test_triage_on_too_few_studies_says_what_is_needed() -> None:
     made, note = refit_triage(was.to_document(), joined(), "study")
     assert made == was.to_document()
     assert note.startswith(
-        "kept: the outcomes are too few to choose it again; nothing is cleared: alpha 0.001 needs 999 calibration studies"
+        "kept: the outcomes are too few to choose it again; nothing is cleared: alpha 0.001 needs 999 calibration"
     )
 
 

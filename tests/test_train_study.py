@@ -214,13 +214,9 @@ def test_each_fold_gets_its_own_model(site: Site, tmp_path: Path) -> None:
 
 
 def test_several_processes_are_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (
-        ("RANK", "0"),
-        ("WORLD_SIZE", "2"),
-        ("LOCAL_RANK", "0"),
-        ("MASTER_ADDR", "localhost"),
-        ("MASTER_PORT", "1"),
-    ):
+    values = ("0", "2", "0", "2", "localhost", "1")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name, value in zip(names, values, strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="train_study is one process: start it without torchrun"):
         train_study.train_study(config(site, tmp_path / "run"))
