@@ -54,32 +54,6 @@ def test_challenge_metric_equals_its_definition_literally() -> None:
     assert metrics.log_loss_weighted([[0, 0, 0, 0, 0, 1]], [[0.0] * 5 + [0.5]]) == pytest.approx(2 * math.log(2) / 7)
 
 
-def test_report_has_the_rows_and_numbers_of_scikit_learn() -> None:
-    truth, scores, _ = made_up()
-    thresholds = np.linspace(0.2, 0.7, 6)
-    report = metrics.classification_report(truth, scores, thresholds)
-    assert list(report) == [*LABELS, "micro avg", "macro avg", "weighted avg", "samples avg"]
-    said = (scores >= thresholds).astype(int)
-    for average in ("micro", "macro", "weighted", "samples"):
-        wanted = sk.precision_recall_fscore_support(truth, said, average=average, zero_division=0)[:3]
-        row = report[f"{average} avg"]
-        assert (row["precision"], row["recall"], row["f1-score"]) == pytest.approx(wanted)
-    assert [report[label]["support"] for label in LABELS] == truth.sum(axis=0).tolist()
-
-
-def test_report_of_a_label_without_a_positive_is_undefined_and_not_in_the_macro_average() -> None:
-    truth, scores, _ = made_up()
-    whole = metrics.classification_report(truth, scores, 0.4)
-    truth[:, 0] = 0
-    truth[:, ANY] = truth[:, :ANY].max(axis=1)
-    report = metrics.classification_report(truth, scores, 0.4)
-    assert [report[LABELS[0]][name] for name in metrics.RATES] == [None] * 3
-    assert report[LABELS[1]] == whole[LABELS[1]]
-    assert report["macro avg"]["recall"] == pytest.approx(np.mean([report[label]["recall"] for label in LABELS[1:]]))
-    none = metrics.classification_report(np.zeros((4, 6)), np.full((4, 6), 0.1))
-    assert none["macro avg"] == {"precision": None, "recall": None, "f1-score": None, "support": 0.0}
-
-
 def test_operating_points_count_by_hand() -> None:
     point = metrics.operating_points(six([1, 1, 1, 0, 0]), six([0.9, 0.5, 0.1, 0.6, 0.2]), 0.5)["subdural"]
     assert [point[name] for name in ("tp", "fp", "fn", "tn")] == [2, 1, 1, 1]
@@ -156,36 +130,6 @@ def test_sensitivity_intervals_are_at_the_given_thresholds() -> None:
         assert interval is not None
         assert interval.low <= point[name] <= interval.high
         assert interval.high - interval.low < 0.3
-
-
-def test_report_intervals_are_those_of_the_report_on_resampled_patients() -> None:
-    truth, scores, patients = made_up(240)
-    names = [f"{patient:02d}" for patient in patients]  # sorted as text
-    found = metrics.report_intervals(truth, scores, names, thresholds=0.4, num_resamples=60, seed=3)
-    counts = metrics.resample_counts(20, 60, 3).astype(int)
-    samples = []
-    for drawn in counts:
-        rows = np.concatenate([np.tile(np.flatnonzero(patients == p), times) for p, times in enumerate(drawn)])
-        samples.append(metrics.classification_report(truth[rows], scores[rows], 0.4))
-    for row in (*LABELS, "micro avg", "macro avg", "weighted avg"):
-        for name in ("precision", "recall", "f1-score"):
-            low, high = np.quantile([sample[row][name] for sample in samples], [0.025, 0.975])
-            interval = found[row][name]
-            assert interval is not None
-            assert (interval.low, interval.high) == pytest.approx((low, high)), (row, name)
-
-
-def test_report_intervals_of_a_label_without_positives_are_undefined() -> None:
-    truth, scores, patients = made_up()
-    truth[:, 0] = 0
-    found = metrics.report_intervals(truth, scores, patients, num_resamples=20)
-    assert found[LABELS[0]]["recall"] is None
-    assert found[LABELS[0]]["f1-score"] is None
-    assert found[LABELS[0]]["precision"] is None
-    assert found["macro avg"]["recall"] is not None
-    assert found["any"]["recall"] is not None
-    nothing = metrics.report_intervals(np.zeros_like(truth), scores, patients, num_resamples=20)
-    assert {interval for row in nothing.values() for interval in row.values()} == {None}
 
 
 def test_where_all_or_none_are_found_the_interval_is_exact_over_patients() -> None:

@@ -6,6 +6,7 @@ Every figure has its 95 % interval by patient. From ``summary.json`` alone, so i
 from typing import Any
 
 from fastich.calibration import NO_NEGATIVES, NO_POSITIVES
+from fastich.classification import RATES
 from fastich.labels import LABELS
 
 ANY_LABEL = LABELS[-1]
@@ -13,7 +14,6 @@ FOUND = "those that are found"
 """Of ``pointing.SUBJECTS``, which stands on a higher floor."""
 ROWS = (*LABELS, "micro avg", "macro avg", "weighted avg")
 UNDEFINED = "undefined"
-RATES = ("precision", "recall", "f1-score")
 SEED_STUDY = {
     "any": {"precision": 0.92, "recall": 0.42},
     "epidural": {"recall": 0.00},

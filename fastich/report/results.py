@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import metrics
+from fastich import classification, metrics
 from fastich.labels import LABELS
 from fastich.metrics import estimate
 
@@ -71,7 +71,7 @@ def judged(table: pd.DataFrame, thresholds: dict[str, Any], *, num_resamples: in
             for name, found in values.items()
         },
         "thresholds": thresholds,
-        "reports": {name: metrics.classification_report(truth, scores, at) for name, at in points.items()},
+        "reports": {name: classification.classification_report(truth, scores, at) for name, at in points.items()},
         "report_intervals": {
             name: _report_intervals(truth, scores, table["patient_id"], at, num_resamples, seed)
             for name, at in points.items()
@@ -89,7 +89,7 @@ def _report_intervals(
     seed: int,
 ) -> dict[str, Any]:
     """Intervals of the rows of a classification report, JSON-ready."""
-    found = metrics.report_intervals(
+    found = classification.report_intervals(
         truth, scores, patients, thresholds=thresholds, num_resamples=num_resamples, seed=seed
     )
     return {
