@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastich.models.sequence import VARIANTS, SequenceModel, gap_features, reverse_slices
+from fastich.models.sequence import VARIANTS, SequenceModel, gap_features, reverse_slices, study_wide
 
 NAN = float("nan")
 
@@ -55,6 +55,14 @@ def test_a_study_of_any_length_has_finite_outputs(length: int) -> None:
     found = model()(embedding, logit, gap, torch.ones(1, length, dtype=torch.bool))
     assert found.slices.shape == (1, length, 6)
     assert all(torch.isfinite(part).all() for part in found)
+
+
+def test_the_whole_study_is_told_by_its_largest_logits_and_counts_without_padding() -> None:
+    logit = torch.tensor([[[2.0], [-1.0], [50.0]]]).expand(1, 3, 6)
+    found = study_wide(logit, torch.tensor([[True, True, False]]))
+    assert found.shape == (1, 12)
+    assert found[0, :6].tolist() == [2.0] * 6
+    assert found[0, 6:].tolist() == pytest.approx([float(torch.sigmoid(torch.tensor([2.0, -1.0])).sum())] * 6)
 
 
 def test_unknown_gaps_are_marked_unknown_and_far_ones_are_capped() -> None:

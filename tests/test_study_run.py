@@ -64,7 +64,7 @@ def test_reversal_is_another_answer(base: Path) -> None:
     with RecordReader(base / "records") as reader:
         plain, mean = (predict_studies(run, reader, "test", FEED, reverse=turn) for turn in (False, True))
     assert not np.allclose(plain.slice_logit, mean.slice_logit)
-    assert np.corrcoef(plain.slice_logit[:, 1], mean.slice_logit[:, 1])[0, 1] > 0.5
+    assert np.corrcoef(plain.slice_logit[:, 1], mean.slice_logit[:, 1])[0, 1] > 0.3
 
 
 def test_another_cnn_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

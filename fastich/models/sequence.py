@@ -1,9 +1,10 @@
 """Slice context: a bidirectional GRU over the slices of one study, and a study decision beside its slice outputs.
 
 A bleed spans slices and artefacts rarely do, which is what the winners of RSNA 2019 gained most from. The network sees
-what the CNN said of each slice (embedding and logits) and the distances between slices in mm. It starts as the CNN's
-own answer, for its last layers are zero: slice logits are the CNN's and study logits their maximum. 0.6 M parameters
-and 1 ms a study on one core, next to seconds for the CNN.
+what the CNN said of each slice (embedding and logits), what it said of the study as a whole (largest logits, number of
+slices of each label), and the distances between slices in mm. It starts as the CNN's own answer, for its last layers
+are zero: slice logits are the CNN's and study logits their maximum. 1 ms a study on one core, next to seconds for the
+CNN.
 
 Source: Wang et al., "A deep learning algorithm for automatic detection and classification of acute intracranial
 hemorrhages in head CT scans", NeuroImage: Clinical 32 (2021) 102785, sections 2.3 and 2.4.
@@ -20,6 +21,8 @@ from fastich.labels import NUM_LABELS
 VARIANTS = ("gru", "difference")
 """``gru`` sees each slice; ``difference`` also how it differs from the one before and the one after."""
 NUM_GAP_FEATURES = 4
+WIDE_PARTS = 2
+"""Largest logit and number of slices, of each label (``study_wide``)."""
 GAP_SCALE_MM = 5.0
 """A usual distance between slices of head CT, so that the feature is near 1."""
 LOGIT_SCALE = 4.0
@@ -62,7 +65,7 @@ class SequenceModel(nn.Module):
         self.project = nn.Linear(parts * embedding_size, projection_size)
         self.dropout = nn.Dropout(dropout)
         self.auxiliary = nn.Linear(projection_size, NUM_LABELS)
-        given = projection_size + parts * NUM_LABELS + NUM_GAP_FEATURES
+        given = projection_size + (parts + WIDE_PARTS) * NUM_LABELS + NUM_GAP_FEATURES
         self.onward = nn.GRU(given, hidden_size, batch_first=True)
         self.backward_ = nn.GRU(given, hidden_size, batch_first=True)
         self.slice_head = nn.Linear(2 * hidden_size, NUM_LABELS)
@@ -88,7 +91,9 @@ class SequenceModel(nn.Module):
         else:
             seen_BLK = logit_BLK
         projected_BLP = torch.relu(self.project(self.dropout(embedding_BLC)))
-        given = torch.cat([projected_BLP, seen_BLK / LOGIT_SCALE, gap_features(gap_mm_BL, mask_BL)], dim=2)
+        wide_BLK2 = study_wide(logit_BLK, mask_BL).unsqueeze(1).expand(-1, logit_BLK.shape[1], -1)
+        gaps = gap_features(gap_mm_BL, mask_BL)
+        given = torch.cat([projected_BLP, seen_BLK / LOGIT_SCALE, wide_BLK2 / LOGIT_SCALE, gaps], dim=2)
         hidden_BLD = self.dropout(self._both_ways(given, mask_BL))
         slices_BLK = logit_BLK + self.slice_head(hidden_BLD)
         return SequenceOutput(
@@ -111,6 +116,16 @@ class SequenceModel(nn.Module):
         pooled = torch.cat([(weight * hidden_BLD).sum(dim=1), hidden_BLD.masked_fill(out, -1e4).amax(dim=1)], dim=1)
         study_BK: Tensor = slices_BLK.masked_fill(out, -1e4).amax(dim=1) + self.study_head(pooled)
         return study_BK
+
+
+def study_wide(logit_BLK: Tensor, mask_BL: Tensor) -> Tensor:
+    """What the CNN says of the whole study: its largest logits, and how many slices it sees of each label [B, 2 K].
+
+    The kind of a bleed is that of its study far more often than that of one slice, and a GRU forgets within slices.
+    """
+    inside = mask_BL.unsqueeze(2)
+    largest = logit_BLK.masked_fill(~inside, -1e4).amax(dim=1)
+    return torch.cat([largest, (torch.sigmoid(logit_BLK) * inside).sum(dim=1)], dim=1)
 
 
 def gap_features(gap_mm_BL: Tensor, mask_BL: Tensor) -> Tensor:
