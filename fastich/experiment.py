@@ -48,6 +48,7 @@ class ExperimentConfig:
     batch_size: int = option(24, "slices a step of the 2D network")
     val: float = option(0.143, "share of the slices to validate on")
     test: float = option(0.428, "share of the slices to test on")
+    rule: str = option("sensitivity:0.9", "of the thresholds; a missed bleed is the dearer mistake")
     explained: int = option(20, "held-out studies with a bleed whose class maps are held against the true outlines")
     bootstrap: int = option(1000, "resamples of the patients for the intervals")
     workers: int = option(os.cpu_count() or 1, "processes that write synthetic studies and pack records")
@@ -113,7 +114,7 @@ def _judgement(config: ExperimentConfig) -> dict[str, float]:
     for name in ("cnn", "study"):
         seconds[f"evaluate_{name}"] = step(
             "evaluate", "--run", out / name, "--records", records, "--out", out / f"evaluation-{name}", "--amp",
-            "--truth", out / "dicom" / TRUTH, "--bootstrap", config.bootstrap,
+            "--truth", out / "dicom" / TRUTH, "--rule", config.rule, "--bootstrap", config.bootstrap,
         )  # fmt: skip
     folders = (out / "evaluation-cnn", out / "evaluation-study")
     return seconds | {"compare": step("compare", *folders, "--out", out / "comparison")}
