@@ -87,7 +87,8 @@ def test_outcomes_of_one_patient_are_an_error() -> None:
 def test_fewer_patients_than_folds_make_fewer_folds() -> None:
     few = joined()
     few.patients[:] = [f"P{i % 3}" for i in range(len(few.patients))]
-    refit_labels(NONE, few, least=20, folds=5, seed=0, where="here")
+    found = refit_labels(NONE, few, least=20, folds=5, seed=0, where="here")
+    assert found == refit_labels(NONE, few, least=20, folds=3, seed=0, where="here")
 
 
 def test_stored_rule_chooses_again_where_the_calibration_is_new() -> None:

@@ -18,7 +18,7 @@ from fastich.checkpoint import LoadedRun, weights_sha256
 from fastich.embeddings import Chunk, Identity, Int64Array, Store
 from fastich.errors import RecordError
 from fastich.labels import NUM_LABELS
-from fastich.loaders import LoaderConfig, open_loader
+from fastich.loaders import open_loader
 from fastich.loaders.order import ALL_ROWS, group_order
 from fastich.models.classifier import Classifier
 from fastich.records.index import series_numbers
@@ -96,19 +96,7 @@ def _chunks(
 ) -> Iterator[Chunk]:
     """What the network says of ``rows``, batch by batch; in a pass the slices of a series are augmented alike."""
     device = feed.precision.device
-    config = LoaderConfig(
-        records=records,
-        split=ALL_ROWS,
-        batch_size=feed.batch_size,
-        size=run.size,
-        windows=run.windows,
-        adjacent=run.adjacent,
-        augment=augmented_pass > 0,
-        seed=PASS_SEED,
-        backend=feed.loader,
-        device=device.type,
-        threads=feed.threads,
-    )
+    config = feed.loader_config(run, records, ALL_ROWS, augment=augmented_pass > 0, seed=PASS_SEED)
     groups = np.split(rows, np.arange(feed.batch_size, len(rows), feed.batch_size))
     order = group_order(groups, reader.labels(), series_numbers(reader.index))
     with contextlib.ExitStack() as stack:

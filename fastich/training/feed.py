@@ -1,7 +1,11 @@
 """How slices get through a network outside training: device, batches, loader, threads."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from fastich.checkpoint import LoadedRun
+from fastich.loaders import LoaderConfig
 from fastich.training.precision import Precision
 
 
@@ -25,3 +29,16 @@ class Feed:
     def num_replicas(self) -> int:
         """Parts of a batch that go through the network at once: one a thread on a CPU (``replicas.py``)."""
         return self.threads if self.precision.device.type == "cpu" else 1
+
+    def loader_config(self, run: LoadedRun, records: Path, split: str, **changes: Any) -> LoaderConfig:
+        """How slices of ``split`` are read for the network of ``run``; ``changes`` are other fields of the config."""
+        fields: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "size": run.size,
+            "windows": run.windows,
+            "adjacent": run.adjacent,
+            "backend": self.loader,
+            "device": self.precision.device.type,
+            "threads": self.threads,
+        }
+        return LoaderConfig(records=records, split=split, **(fields | changes))

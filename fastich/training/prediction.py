@@ -21,7 +21,7 @@ from fastich.checkpoint import LoadedRun, load_run
 from fastich.errors import FastichError, UsageError
 from fastich.folds import FOLDED, fold_config
 from fastich.labels import LABELS
-from fastich.loaders import LoaderConfig, open_loader
+from fastich.loaders import open_loader
 from fastich.records.reader import read_dataset
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
 from fastich.training.feed import Feed
@@ -95,22 +95,7 @@ def predict_split(run: LoadedRun, records: Path, split: str, feed: Feed, views: 
     For a run of one fold, on the records that it was trained on, ``val`` is its own fold and ``train`` the others.
     """
     folds = fold_config(run.config, same_records=read_dataset(records)[1] == run.dataset_sha256)
-    loader = open_loader(
-        LoaderConfig(
-            records=records,
-            split=split,
-            batch_size=feed.batch_size,
-            size=run.size,
-            windows=run.windows,
-            adjacent=run.adjacent,
-            backend=feed.loader,
-            device=feed.precision.device.type,
-            threads=feed.threads,
-            folds=folds["folds"],
-            fold=folds["fold"],
-            fold_seed=folds["fold_seed"],
-        )
-    )
+    loader = open_loader(feed.loader_config(run, records, split, **folds))
     with contextlib.closing(loader), contextlib.ExitStack() as stack:
         start = time.perf_counter()
         batches = verb.progress(loader.epoch(0), total=loader.num_batches, unit="batches", title=f"predict {split}")

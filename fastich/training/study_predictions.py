@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from fastich import metrics
 from fastich.loaders.order import Int64Array
 from fastich.models.sequence import SequenceModel, SequenceOutput, reverse_slices
+from fastich.study_scores import largest, noisy_or, top_k_mean
 from fastich.training.predictions import probability_of
 from fastich.training.study_data import StudyBatch, StudySet, look_up
 
 Floats = NDArray[np.float64]
-TOP_SLICES = 3
-"""Of the top-k mean: as in ``score.py``, the score of a study without a study head."""
+RULES = {"max": largest, "top3_mean": top_k_mean, "noisy_or": noisy_or}
+"""Of a study from its slices, by their names in run.json."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,6 +125,5 @@ def _scores(predictions: StudyPredictions) -> Iterable[tuple[str, str, Floats]]:
     for name, logit in (("cnn", predictions.cnn_logit), ("sequence", predictions.slice_logit)):
         p = probability_of(logit)
         groups = [p[predictions.slice_study == study] for study in range(len(predictions.study_uid))]
-        yield name, "max", np.stack([group.max(axis=0) for group in groups])
-        yield name, "top3_mean", np.stack([np.sort(group, axis=0)[-TOP_SLICES:].mean(axis=0) for group in groups])
-        yield name, "noisy_or", np.stack([1 - np.prod(1 - group, axis=0) for group in groups])
+        for rule, score in RULES.items():
+            yield name, rule, np.stack([score(group) for group in groups])

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from fastich.checkpoint import LoadedRun
 from fastich.embeddings import Int64Array, Store
 from fastich.labels import NUM_LABELS
-from fastich.loaders import Batch, LoaderConfig, open_loader
+from fastich.loaders import Batch, open_loader
 from fastich.loaders.order import ALL_ROWS, group_order
 from fastich.training.config import NUM_CHANNELS
 from fastich.training.embedder import Embedder
@@ -154,18 +154,9 @@ class EndToEnd:
     def _loaded(self, groups: Sequence[Int64Array], epoch: int, *, augment: bool) -> Generator[Batch, None, None]:
         """The images of each of ``groups`` of rows, on the device."""
         device = self.feed.precision.device
-        config = LoaderConfig(
-            records=self.records,
-            split=ALL_ROWS,
-            batch_size=max(len(group) for group in groups),
-            size=self.run.size,
-            windows=self.run.windows,
-            adjacent=self.run.adjacent,
-            augment=augment,
-            seed=self.seed,
-            backend=self.feed.loader,
-            device=device.type,
-            threads=self.feed.threads,
+        most = max(len(group) for group in groups)
+        config = self.feed.loader_config(
+            self.run, self.records, ALL_ROWS, batch_size=most, augment=augment, seed=self.seed
         )
         with contextlib.closing(open_loader(config, group_order(groups, self.labels, self.places))) as loader:
             yield from on_device(loader.epoch(epoch), device)
