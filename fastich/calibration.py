@@ -19,12 +19,12 @@ from scipy.special import expit
 
 from fastich.calibration_fit import isotonic_knots, sigmoid_constants
 from fastich.labels import LABELS, NUM_LABELS, UNKNOWN, enforce_any
+from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
 from fastich.splits import stratify
 
 Floats = NDArray[np.float64]
 
 METHODS = ("none", "temperature", "platt", "isotonic")
-NO_POSITIVES, NO_NEGATIVES = "undefined: no positives", "undefined: no negatives"
 FOLDS = 5
 BINS = 15
 """Source: Guo et al. 2017, table 1."""

@@ -21,6 +21,7 @@ from fastich.errors import FastichError, UsageError
 from fastich.files import atomic_path, write_json, write_text
 from fastich.findings import Finding, Look, Pixels
 from fastich.labels import LABELS
+from fastich.metrics import NO_POSITIVES
 from fastich.pointing import Masks, Row
 from fastich.report import folder, overlay
 from fastich.report.card_parts import estimated
@@ -178,7 +179,7 @@ def text(report: dict[str, Any]) -> Iterator[str]:
     for label in LABELS:
         found = report["pointing"]["labels"][label][name]
         if found is None:
-            yield f"  {label:17} undefined: no positives"
+            yield f"  {label:17} {NO_POSITIVES}"
         else:
             pairs = (("hit", "chance"), ("cell_hit", "cell_chance"))
             rates = "; ".join(f"{estimated(found[hit])}, chance {found[chance]['value']:.3f}" for hit, chance in pairs)

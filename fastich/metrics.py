@@ -21,6 +21,7 @@ LabelValues = dict[str, float | None]
 """One value a label, and ``macro``, the mean of the defined ones."""
 
 CHALLENGE_CLIP = 1e-15
+NO_POSITIVES, NO_NEGATIVES = "undefined: no positives", "undefined: no negatives"
 DEFAULT_THRESHOLD = 0.5
 LEVEL = 0.95
 """Of the intervals: 95 %."""
@@ -179,7 +180,7 @@ class Interval:
 
 def why_undefined(truth: ArrayLike) -> str:
     """The words for a figure of one label, ``truth`` [N] of 0 and 1, that has no value."""
-    return "undefined: no positives" if not np.asarray(truth).any() else "undefined: no negatives"
+    return NO_POSITIVES if not np.asarray(truth).any() else NO_NEGATIVES
 
 
 def estimate(value: float | None, interval: Interval | None = None) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from fastich.artifact import MANIFEST, read_manifest, to_document
 from fastich.errors import ArtifactError
 from fastich.files import write_json
 from fastich.labels import LABELS
+from fastich.metrics import NO_POSITIVES
 from fastich.model_card import HTML_FILE, MARKDOWN_FILE, main, publish
 from fastich.report.card import normalised, sections, to_html, to_markdown
-from fastich.report.card_parts import NO_POSITIVES, NOT_STATED, estimated
+from fastich.report.card_parts import NOT_STATED, estimated
 
 TITLES = [
     "Intended use",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastich.labels import LABELS
+from fastich.metrics import NO_NEGATIVES
 from fastich.operating_points import PREVALENCES, ppv_npv
 from fastich.report.card_parts import (
-    NO_NEGATIVES,
     NOT_STATED,
     UNDEFINED,
     Document,

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastich.metrics import NO_POSITIVES
+
 NOT_STATED = "not stated"
 NOT_SET = "not set"
 UNDEFINED = "undefined"
-NO_POSITIVES, NO_NEGATIVES = "undefined: no positives", "undefined: no negatives"
 
 Document = Mapping[str, Any]
 

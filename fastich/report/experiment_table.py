@@ -5,9 +5,9 @@ Every figure has its 95 % interval by patient. From ``summary.json`` alone, so i
 
 from typing import Any
 
-from fastich.calibration import NO_NEGATIVES, NO_POSITIVES
 from fastich.classification import RATES
 from fastich.labels import LABELS
+from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
 
 ANY_LABEL = LABELS[-1]
 FOUND = "those that are found"

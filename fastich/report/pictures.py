@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fastich import calibration
 from fastich.labels import LABELS
 from fastich.report import figures, gallery
 from fastich.report.gallery import Case
@@ -31,7 +32,7 @@ def draw(
     thresholds = np.array([measured["thresholds"]["thresholds"][label] for label in LABELS])
     intervals = {label: interval_text(found) for label, found in measured["auc"].items()}
     drawn = figures.draw_all(truth, scores, thresholds, gallery.choose_studies(predictions), intervals)
-    raw = 1 / (1 + np.exp(-predictions[LOGIT_COLUMNS].to_numpy(np.float64)))
+    raw = calibration.NONE.probability(predictions[LOGIT_COLUMNS])  # as calibration_numbers has it
     drawn["reliability_raw"] = to_png(figures.reliability_figure(truth, raw))
     return drawn, gallery.build_cases(predictions, thresholds, read_hu)
 
