@@ -87,12 +87,28 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "recalibrate",
         "steps",
     ),
-    ("demo", "experiment", "cli"),
+    # The triage server, above everything that it serves.
+    ("gate", "serve.entities", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
+    ("serve.store", "serve.spool"),
+    ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
+    ("serve.receive", "serve.web"),
+    ("serve.server",),
+    ("serve.__main__", "simulate"),
+    ("demo", "experiment", "serve_demo", "cli"),
 )
 
 # Third-party library -> the only places (prefixes of module names) that may import it.
 DOORS: dict[str, tuple[str, ...]] = {
-    "pydicom": ("dicom_parse", "dicom_pixels", "phantom"),
+    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs"),
+    "pynetdicom": ("serve.receive", "serve.outputs"),
+    "highdicom": ("serve.outputs",),
+    "starlette": ("serve.receive", "serve.web"),
+    "uvicorn": ("serve.server",),
+    "httpx": ("serve.outputs",),
+    "python_multipart": ("serve.receive",),
+    "prometheus_client": ("serve.web",),
+    "sqlite3": ("serve.store",),
+    "psycopg": ("serve.store",),
     "imagecodecs": ("decode_worker",),
     "openjpeg": ("decode_worker",),
     "jpeg_ls": ("decode_worker",),
@@ -118,8 +134,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "google_crc32c": ("records",),
     "pyarrow": ("records", "rsna", "packing"),
     "safetensors": ("checkpoint", "models", "train"),
-    "jinja2": ("report",),
-    "matplotlib": ("report", "phantom"),
+    "jinja2": ("report", "serve.web"),
+    "matplotlib": ("report", "phantom", "simulate"),
     "pandas": (
         "records",
         "rsna",
@@ -149,7 +165,7 @@ GROUND_FLOOR_MAY_IMPORT = {"numpy", "fastich"} | set(sys.stdlib_module_names)
 
 def module_name(path: Path) -> str:
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
-    if parts[-1] in ("__init__", "__main__"):
+    if parts[-1] == "__init__":
         parts.pop()
     return ".".join(parts) or "fastich"
 
