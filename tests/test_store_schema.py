@@ -129,6 +129,11 @@ def test_commits_wait_for_the_disk_and_rows_for_their_parents(tmp_path: Path) ->
     assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 1000}
 
 
+def test_file_system_without_a_wal_is_refused() -> None:
+    with pytest.raises(StoreError, match="expected a file system that can hold a WAL, found mode memory; use a local"):
+        SqliteConnection(Path(":memory:"), threading.Lock(), 1.0)
+
+
 def test_fact_19_write_waits_for_a_lock_of_another_process_and_then_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     with (
