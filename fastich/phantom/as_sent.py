@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from fastich.phantom.dicom_bytes import legal_uid
 
@@ -32,7 +33,7 @@ def as_sent(source: bytes, *, number: int | None = None, taken_at: datetime.date
         ids = {name: str(data.get(name)) for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")}
         sop = str(data.SOPInstanceUID)
     data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = legal_uid(sop)
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = UID(legal_uid(sop))
     data.StudyInstanceUID, data.SeriesInstanceUID = map(legal_uid, (ids["StudyInstanceUID"], ids["SeriesInstanceUID"]))
     _describe(data, ids["PatientID"], ids["StudyInstanceUID"], taken_at or datetime.datetime(2026, 1, 5, 3, 0))
     data.InstanceNumber = number
