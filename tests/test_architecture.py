@@ -114,6 +114,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "starlette": ("serve.receive", "serve.web"),
     "uvicorn": ("serve.server",),
     "httpx": ("serve.outputs",),
+    "PIL": ("serve.outputs",),
     "python_multipart": ("serve.receive",),
     "prometheus_client": ("serve.web",),
     "sqlite3": ("serve.store",),
@@ -266,7 +267,14 @@ SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklea
 
 @pytest.mark.parametrize(
     "module",
-    ["fastich.serve", "fastich.serve.session", "fastich.serve.study_session", "fastich.score", "fastich.dicom"],
+    [
+        "fastich.serve",
+        "fastich.serve.session",
+        "fastich.serve.study_session",
+        "fastich.serve.outputs.sender",
+        "fastich.score",
+        "fastich.dicom",
+    ],
 )
 def test_serving_loads_no_training_code(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {SERVING_MUST_NOT_LOAD!r} if m in sys.modules])"

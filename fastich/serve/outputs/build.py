@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from fastich.dicom import read_file
 from fastich.errors import DicomError, FastichError
 from fastich.labels import ANY
@@ -59,5 +61,5 @@ def _class_map(store: Store, result: Result, key: KeySlice) -> key_image.ClassMa
     """The class map of any bleed on the key slice [h, w]."""
     for one in store.scored_slices(result.study_uid):
         if (one.header.path, one.header.frame) == (key.object_name, key.frame) and one.answer.cam is not None:
-            return one.answer.cam[ANY]
+            return np.asarray(one.answer.cam[ANY], dtype=np.float32)
     raise FastichError(f"{key.object_name}: frame {key.frame}: expected a class map, found none stored")

@@ -1,12 +1,12 @@
-"""What our labels are called in the terminologies of others: SNOMED CT where a code is certain, our own scheme elsewhere.
+"""What our labels are called elsewhere: SNOMED CT where a code is certain, a scheme of our own where none is.
 
-Certain means that two sources agree and the code's check digit is right (SNOMED CT release file specification, Verhoeff):
+Certain means that two sources agree and the check digit is right (Verhoeff; SNOMED CT release file specification):
 
 - 1386000, 274100004, 21454007, 35486000, 82999001: SNOMED CT International, names as below. 1386000, 35764002,
   303653007, 363698007 stand in PS3.16 too (its concept dictionary in pydicom 3.0.2); 274100004 and 21454007 in the
   published stroke value sets of FHIR guides; 35486000 and 82999001 in code lists made from the OMOP vocabulary.
-- 274100004 is the code that ICD-10 I61 (intracerebral) is commonly mapped to. Our label is wider by bleeds of cerebellum
-  and brain stem.
+- 274100004 is the code that ICD-10 I61 (intracerebral) is commonly mapped to. Our label is wider by bleeds of the
+  cerebellum and the brain stem.
 - Intraventricular: no code that two sources agree on was found (a published one, 274110009, fails its check digit), so
   it is 99FASTICH IVH with the finding site 35764002 |Brain ventricle structure|.
 

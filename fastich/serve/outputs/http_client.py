@@ -11,7 +11,7 @@ from fastich.serve.outputs.send_error import SendError
 from fastich.serve.outputs.tls import client_context
 
 PERMANENT = frozenset({400, 405, 406, 410, 413, 415, 422})
-"""The peer understood and will not take it. 401, 403 and 404 are not among them: a person may mend a token or a path."""
+"""The peer understood and will not take it. 401, 403 and 404 are not here: a person may mend a token or a path."""
 MAX_ANSWER_BYTES = 2**20
 
 

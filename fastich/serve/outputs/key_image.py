@@ -25,6 +25,8 @@ from fastich.serve.render import Rgb
 from fastich.types import HuArray
 from fastich.windowing import WINDOWS
 
+ClassMap = NDArray[np.floating]
+
 KIND = "sc"
 WINDOW = WINDOWS["brain"]
 LEAST_SIDE = 384
@@ -41,7 +43,7 @@ def build(
     header: Dataset,
     sop_classes: Mapping[str, str],
     hu: HuArray,
-    cam_hw: NDArray[np.floating],
+    cam_hw: ClassMap,
 ) -> Dataset:
     """The key image.
 
@@ -78,9 +80,7 @@ def _describe(made: Dataset, result: Result, at: source.Stamp) -> None:
     made.PatientOrientation = None
     made.ImageComments = PRELIMINARY
     made.DerivationDescription = "Key slice in the brain window, plain and with the class map of any bleed in colour"
-    made.SeriesDate, made.SeriesTime = at
-    made.ContentDate, made.ContentTime = at
-    made.InstanceCreationDate, made.InstanceCreationTime = at
+    source.put_dates(made, at)
 
 
 def _source(key: KeySlice, sop_classes: Mapping[str, str]) -> Dataset:
@@ -104,7 +104,7 @@ def _put_pixels(made: Dataset, image: Rgb) -> None:
     made["PixelData"].VR = "OB"
 
 
-def picture(result: Result, hu: HuArray, cam_hw: NDArray[np.floating]) -> Rgb:
+def picture(result: Result, hu: HuArray, cam_hw: ClassMap) -> Rgb:
     """Plain slice, coloured slice, and the words below them: uint8 [rows, columns, 3]."""
     plain = np.repeat(render.grey(hu, WINDOW)[..., None], 3, axis=-1)
     panels = np.concatenate([plain, render.overlay(hu, cam_hw, WINDOW)], axis=1)

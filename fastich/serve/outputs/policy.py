@@ -1,9 +1,9 @@
 """What is sent where: decided once, when a study becomes final, and written beside its result in one transaction.
 
 - A report (sr) goes to every destination that takes reports, for every scored study, or raised ones only.
-- A key image (sc) goes out for raised studies only: a picture with a coloured spot in a study that the model calls clear
-  would raise an alarm that the model does not.
-- A webhook is told of every final study, or of raised ones only; as FHIR, of scored ones: there is no report of nothing.
+- A key image (sc) goes out for raised studies only: a picture with a coloured spot in a study that the model calls
+  clear would raise an alarm that the model does not.
+- A webhook is told of every final study, or of raised ones only; as FHIR of scored ones, for nothing makes no report.
 """
 
 from fastich.errors import UsageError

@@ -29,7 +29,7 @@ NO_SLICES = frozenset(
         RejectReason.DUPLICATE,
     )
 )
-"""Why an instance is no slice of the head: leaving it out leaves nothing out. Any other reason makes a result partial."""
+"""Why an instance is no slice at all: leaving it out leaves nothing out. Any other reason makes a result partial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +149,9 @@ def _key_slice(document: Mapping[str, Any], label: str) -> KeySlice:
 
 
 def _scored(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    rows = ((_instance(row["sop_uid"]), series["series_uid"]) for series in document["series"] for row in series["slices"])
+    rows = (
+        (_instance(row["sop_uid"]), series["series_uid"]) for series in document["series"] for row in series["slices"]
+    )
     return tuple(dict.fromkeys(rows))
 
 

@@ -1,4 +1,4 @@
-"""What is to be sent is sent: one thread a destination, each message until it arrived, is superseded, or needs a person.
+"""What is to be sent is sent: one thread a destination, each message until it arrived, is superseded, or is dead.
 
 The tables say what is to be done, so whoever is killed, the next process goes on. A message that was sent and not noted
 as delivered is sent again: as the same object (same UID, same bytes), which a PACS holds once. Before the first try its

@@ -17,13 +17,15 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import validate_value
 
+import fastich
 from fastich.errors import FastichError
 from fastich.serve.outputs import uids
 
 IMPLEMENTATION_UID = uids.of_parts("fastich", "implementation")
+IMPLEMENTATION_NAME = f"FASTICH_{fastich.__version__}"[:16]
 IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName")
 """Taken over whatever they hold: a PACS matches studies by them."""
 DESCRIPTION = (
@@ -54,7 +56,7 @@ SEXES = ("M", "F", "O")
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 """Said of a picture made from a picture that was compressed with loss, too (PS3.3 C.7.6.1.1.5)."""
 CHARACTER_SET = "SpecificCharacterSet"
-READ = (*IDENTITY, *DESCRIPTION, *LOSSY, "StudyInstanceUID", "SOPClassUID", "Laterality")
+READ = (*IDENTITY, *DESCRIPTION, *LOSSY)
 
 
 class Stamp(NamedTuple):
@@ -73,7 +75,9 @@ def read_header(path: Path) -> Dataset:
     try:
         return dcmread(path, stop_before_pixels=True, specific_tags=[CHARACTER_SET, *READ])
     except FileNotFoundError:
-        raise FastichError(f"{path.name}: expected in the spool, found nothing; retention may have deleted it") from None
+        raise FastichError(
+            f"{path.name}: expected in the spool, found nothing; retention may have deleted it"
+        ) from None
     except Exception as error:  # pydicom raises whatever it stumbles over
         raise FastichError(f"{path.name}: cannot be read ({type(error).__name__})") from error
 
@@ -111,12 +115,12 @@ def _raw(header: Dataset, keywords: tuple[str, ...]) -> Iterator[tuple[str, RawD
 
 def _is_legal(keyword: str, raw: RawDataElement) -> bool:
     """Tell whether a value may stand in an object of ours, by its VR, and of a sex by its three values."""
-    text = raw.value.decode("latin-1").strip(" \0")
+    text = (raw.value or b"").decode("latin-1").strip(" \0")
     if keyword == "PatientSex":
         return not text or text in SEXES
     try:
         for part in text.split("\\"):
-            validate_value(raw.VR, part, config.RAISE)
+            validate_value(raw.VR or "UN", part, config.RAISE)
     except ValueError:
         return False
     return True
@@ -133,11 +137,19 @@ def stamp(created_at: float, header: Dataset) -> Stamp:
     return Stamp(at.strftime("%Y%m%d"), at.strftime("%H%M%S.%f"))
 
 
+def put_dates(made: Dataset, at: Stamp) -> None:
+    """Say of series, content and instance that they are of one moment."""
+    for what in ("Series", "Content", "InstanceCreation"):
+        setattr(made, f"{what}Date", at.date)
+        setattr(made, f"{what}Time", at.time)
+
+
 def to_bytes(made: Dataset) -> bytes:
     """A Part 10 file in explicit VR little endian, which every receiver must take (PS3.5 10.1)."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = made.SOPClassUID, made.SOPInstanceUID
-    meta.TransferSyntaxUID, meta.ImplementationClassUID = ExplicitVRLittleEndian, IMPLEMENTATION_UID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION_UID), IMPLEMENTATION_NAME
     plain = Dataset({tag: made.get_item(tag) for tag in made.keys()})  # noqa: SIM118 - raw elements stay raw
     plain.file_meta = meta
     buffer = io.BytesIO()

@@ -38,7 +38,6 @@ def build(result: Result, header: Dataset, sop_classes: Mapping[str, str]) -> Da
         sop_classes: SOP class UID of each scored instance by its UID.
     """
     sop_uid = result.uid(KIND)
-    at = source.stamp(result.created_at, header)
     made = hd.Comprehensive3DSR(
         evidence=[_evidence(result, *one, sop_classes) for one in result.scored],
         content=_content(result, sop_classes)[0],
@@ -64,9 +63,7 @@ def build(result: Result, header: Dataset, sop_classes: Mapping[str, str]) -> Da
         ],
     )
     source.inherit(made, header)
-    made.SeriesDate, made.SeriesTime = at
-    made.ContentDate, made.ContentTime = at
-    made.InstanceCreationDate, made.InstanceCreationTime = at
+    source.put_dates(made, source.stamp(result.created_at, header))
     return made
 
 

@@ -5,7 +5,8 @@ The study UID finds the study in PACS and worklist. The receiver checks, with th
 
     Fastich-Signature: t=<seconds since the epoch>,v1=<hex HMAC-SHA256 of "<t>." + body>
 
-and refuses old ``t``. ``Fastich-Delivery`` is the same number in each try of one message: whoever has seen it, drops it.
+and refuses old ``t``. ``Fastich-Delivery`` is the same number in each try of one message: whoever has seen it drops
+it.
 """
 
 import hashlib
