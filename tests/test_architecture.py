@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
         "calibration",
         "calibration_fit",
+        "class_map_grid",
         "class_maps",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
@@ -88,7 +89,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "serve.entities", "serve.config", "serve.config_file", "serve.ordering", "serve.log", "serve.audit"),
+    (
+        "gate",
+        "serve.entities",
+        "serve.render",
+        "serve.config",
+        "serve.config_file",
+        "serve.ordering",
+        "serve.log",
+        "serve.audit",
+    ),
     ("serve.store", "serve.spool"),
     (
         "serve.identity",
@@ -113,6 +123,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "starlette": ("serve.receive", "serve.web"),
     "uvicorn": ("serve.server",),
     "httpx": ("serve.outputs",),
+    "PIL": ("serve.outputs",),
     "python_multipart": ("serve.receive",),
     "prometheus_client": ("serve.web",),
     "sqlite3": ("serve.store",),
@@ -265,7 +276,14 @@ SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklea
 
 @pytest.mark.parametrize(
     "module",
-    ["fastich.serve", "fastich.serve.session", "fastich.serve.study_session", "fastich.score", "fastich.dicom"],
+    [
+        "fastich.serve",
+        "fastich.serve.session",
+        "fastich.serve.study_session",
+        "fastich.serve.outputs.sender",
+        "fastich.score",
+        "fastich.dicom",
+    ],
 )
 def test_serving_loads_no_training_code(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {SERVING_MUST_NOT_LOAD!r} if m in sys.modules])"

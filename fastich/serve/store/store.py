@@ -230,9 +230,17 @@ class Store:
 
     # Outputs.
 
-    def lease_deliveries(self, limit: int, lease_s: float) -> list[Delivery]:
-        """Messages that are due, that nobody else gets for ``lease_s``."""
-        return self._door.write(outputs.lease_deliveries, self._clock(), limit, lease_s)
+    def lease_deliveries(self, limit: int, lease_s: float, *, destination: str) -> list[Delivery]:
+        """Messages for one destination that are due, that nobody else gets for ``lease_s``."""
+        return self._door.write(outputs.lease_deliveries, self._clock(), limit, lease_s, destination)
+
+    def release_deliveries(self) -> None:
+        """Free what a process that is gone had leased; the one that starts says so."""
+        self._door.write(outputs.release_deliveries)
+
+    def destinations_waiting(self) -> list[str]:
+        """Where pending messages go to, by name."""
+        return self._door.read(outputs.destinations_waiting)
 
     def delivered(self, delivery_id: int, at: float) -> None:
         """Note that a message arrived."""
@@ -241,6 +249,10 @@ class Store:
     def delivery_failed(self, delivery_id: int, error: str, next_at: float | None) -> None:
         """Note that a try failed: again at ``next_at``, or, where that is None, a dead letter."""
         self._door.write(outputs.delivery_failed, self._clock(), delivery_id, error, next_at)
+
+    def superseded(self, delivery_id: int, newer_score_id: int) -> None:
+        """Note that a pending message is not sent, for a newer result says more."""
+        self._door.write(outputs.superseded, self._clock(), delivery_id, newer_score_id)
 
     def requeue(self, delivery_id: int) -> bool:
         """Try a dead letter again from its start; False where it is none."""
