@@ -1,9 +1,9 @@
 """What a header says beside geometry and pixels: body part, contrast, tube voltage, kernel, age, scanner.
 
 For the eligibility gate (``gate.py``) and the drift page. Read from the same bytes as the slice by the same bounded
-parser, in a pass of its own so that packing does not pay for it: about 50 us a file. Nothing here can refuse a file: what
-is absent or malformed is "" or None, and the gate's rules say what that means. No name and no id is read; of the dates
-only an age is kept.
+parser, in a pass of its own so that packing does not pay for it: about 50 us a file. Nothing here can refuse a file:
+what is absent or malformed is "" or None, and the gate's rules say what that means. No name of a person is read; of
+the dates only an age is kept.
 
 Source: PS3.3 C.7.2.2 (patient study), C.7.3.1 (general series), C.7.6.4 (contrast), C.8.2.1 (CT image), C.8.15.3 (the
 functional groups of enhanced CT).
@@ -12,7 +12,7 @@ functional groups of enhanced CT).
 import datetime
 from dataclasses import dataclass
 
-from fastich.dicom_header import NUM_FRAMES, number, to_number
+from fastich.dicom_header import SERIES_UID, SOP_UID, STUDY_UID, number, to_number
 from fastich.dicom_parse import DEFLATED, SHARED_GROUPS, Elements, parse, read_meta
 from fastich.errors import DicomError
 
@@ -25,8 +25,9 @@ KVP, PROTOCOL, KERNEL = 0x00180060, 0x00181030, 0x00181210
 RECONSTRUCTION, X_RAY_DETAILS = 0x00189314, 0x00189325
 TAGS = frozenset(
     {STUDY_DATE, SERIES_DATE, ACQUISITION_DATE, IMAGE_TYPE, MANUFACTURER, MODEL, STUDY_DESCRIPTION, SERIES_DESCRIPTION}
-    | {BIRTH_DATE, AGE, CONTRAST_AGENT, CONTRAST_SEQUENCE, BODY_PART, KVP, PROTOCOL, KERNEL, NUM_FRAMES, SHARED_GROUPS}
+    | {BIRTH_DATE, AGE, CONTRAST_AGENT, CONTRAST_SEQUENCE, BODY_PART, KVP, PROTOCOL, KERNEL, SHARED_GROUPS}
 )
+UID_TAGS = frozenset((STUDY_UID, SERIES_UID, SOP_UID))
 DAYS_OF = {"D": 1.0, "W": 7.0, "M": 30.4375, "Y": 365.25}
 """Days of the units of an age string (PS3.5 6.2, AS)."""
 MAX_TEXT = 200
@@ -51,6 +52,29 @@ class GateFields:
 
 
 NOTHING = GateFields()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Uids:
+    """Which study, series and instance a file says that it is of; "" where it does not."""
+
+    study: str = ""
+    series: str = ""
+    sop: str = ""
+
+
+def read_uids(data: bytes) -> Uids:
+    """The UIDs of a file's bytes, of damaged files too as far as they go."""
+    try:
+        meta = read_meta(data)
+        if meta.transfer_syntax == DEFLATED:
+            return Uids(sop=meta.sop_uid)
+        elements = parse(data, meta.dataset_offset, meta.transfer_syntax, UID_TAGS)
+    except DicomError:
+        return Uids()
+    return Uids(
+        study=elements.text(STUDY_UID), series=elements.text(SERIES_UID), sop=elements.text(SOP_UID) or meta.sop_uid
+    )
 
 
 def read_fields(data: bytes) -> GateFields:

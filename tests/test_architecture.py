@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dicom_header",
         "dicom_pixels",
         "dicom",
+        "gate_fields",
         "records",
         "rsna",
         "submission",
@@ -88,7 +89,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "serve.entities", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
+    ("gate", "gate_rules", "eligibility", "serve.entities", "serve.config", "serve.ordering", "serve.log")
+    + ("serve.audit",),
     ("serve.store", "serve.spool"),
     ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
     ("serve.receive", "serve.web"),
