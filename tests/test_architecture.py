@@ -92,7 +92,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("gate", "gate_rules", "eligibility", "serve.entities", "serve.config", "serve.ordering", "serve.log")
     + ("serve.audit",),
     ("serve.store", "serve.spool"),
-    ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
+    (
+        "serve.identity",
+        "serve.ingest",
+        "serve.housekeeping",
+        "serve.scoring",
+        "serve.outputs",
+        "serve.drift",
+        "serve.dry_run",
+    ),
     ("serve.receive", "serve.web"),
     ("serve.server",),
     ("serve.__main__", "simulate"),
