@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dicom_header",
         "dicom_pixels",
         "dicom",
+        "gate_fields",
         "records",
         "rsna",
         "submission",
@@ -99,6 +100,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.log",
         "serve.audit",
     ),
+    ("gate", "gate_rules", "eligibility", "serve.entities", "serve.config", "serve.ordering", "serve.log")
+    + ("serve.audit",),
     ("serve.store", "serve.spool"),
     (
         "serve.identity",
