@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
         "calibration",
         "calibration_fit",
+        "class_map_grid",
         "class_maps",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
@@ -88,7 +89,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "serve.entities", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
+    ("gate", "serve.entities", "serve.render", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
     ("serve.store", "serve.spool"),
     ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
     ("serve.receive", "serve.web"),
