@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag
+from pydicom.valuerep import PN_DELIMS
 
 from fastich.dicom_scan import LONG_VRS, MAX_TOP_LEVEL_ELEMENTS, PIXEL_DATA, UNDEFINED_LENGTH, scan
 from fastich.errors import DicomError
@@ -120,6 +122,20 @@ def decode_text(raw: bytes) -> str:
         return raw.decode("utf-8").strip(PADDING)
     except UnicodeDecodeError:
         return raw.decode("latin-1").strip(PADDING)
+
+
+def decode_words(raw: bytes, character_sets: tuple[str, ...]) -> str:
+    """Text that people read, by the data set's Specific Character Set; as ``decode_text`` where it says none.
+
+    Source: PS3.5 section 6.1, PS3.3 C.12.1.1.2.
+    """
+    if not any(character_sets):
+        return decode_text(raw)
+    try:
+        with quiet():
+            return str(decode_bytes(raw, convert_encodings([*character_sets]), PN_DELIMS)).strip(PADDING)
+    except (LookupError, ValueError):  # a character set that nobody knows, or bytes that are none of it
+        return decode_text(raw)
 
 
 _quiet_lock = threading.Lock()

@@ -91,7 +91,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # The triage server, above everything that it serves.
     ("gate", "serve.entities", "serve.render", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
     ("serve.store", "serve.spool"),
-    ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
+    (
+        "serve.identity",
+        "serve.ingest",
+        "serve.housekeeping",
+        "serve.scoring",
+        "serve.outputs",
+        "serve.drift",
+        "serve.dry_run",
+    ),
     ("serve.receive", "serve.web"),
     ("serve.server",),
     ("serve.__main__", "simulate"),

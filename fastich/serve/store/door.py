@@ -132,4 +132,8 @@ class Door:
             if connection.is_usable and not self._is_closed and len(self._idle) < MAX_IDLE:
                 self._idle.append(connection)
                 return
-        connection.close()
+            unfit = [connection]
+            if not connection.is_usable:  # where one broke, the server was restarted, and the others are as dead
+                unfit, self._idle = [connection, *self._idle], []
+        for one in unfit:
+            one.close()

@@ -23,7 +23,7 @@ from fastich.serve.entities import (
     ScoredSlice,
     Study,
 )
-from fastich.serve.store import events, outputs, reading, receiving, retention, schema, scoring
+from fastich.serve.store import events, outputs, postgres, reading, receiving, retention, schema, scoring
 from fastich.serve.store.door import Door
 from fastich.serve.store.sqlite import BUSY_TIMEOUT_S, SqliteConnection
 
@@ -34,12 +34,16 @@ HISTORY_PAGE = 500
 
 
 def open_store(url_or_path: str | Path, *, clock: Clock = time.time, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "Store":
-    """The store in a SQLite file, which is made where there is none; migrated where an older fastich made it.
+    """The store in a SQLite file, which is made where there is none, or behind a URL of PostgreSQL.
+
+    It is migrated where an older fastich made it. ``busy_timeout_s``: how long a transaction waits for a lock.
 
     Raises:
         StoreError: it cannot be opened, is damaged, or was made by a newer fastich.
     """
-    door = _open_sqlite(Path(url_or_path), busy_timeout_s)
+    is_postgres = isinstance(url_or_path, str) and postgres.is_url(url_or_path)
+    opened = _open_postgres if is_postgres else _open_sqlite
+    door = opened(str(url_or_path), busy_timeout_s)
     try:
         door.write(schema.migrate, door.where)
     except BaseException:
@@ -48,12 +52,18 @@ def open_store(url_or_path: str | Path, *, clock: Clock = time.time, busy_timeou
     return Store(door, clock)
 
 
-def _open_sqlite(path: Path, busy_timeout_s: float) -> Door:
+def _open_postgres(url: str, busy_timeout_s: float) -> Door:
+    where = postgres.place_of(url)
+    return Door(lambda: postgres.PostgresConnection(url, where, busy_timeout_s), where)
+
+
+def _open_sqlite(name: str, busy_timeout_s: float) -> Door:
     """A door to a file.
 
     Raises:
         StoreError: the file is there and empty, which SQLite would take for a new database.
     """
+    path = Path(name)
     if path.is_file() and path.stat().st_size == 0:
         raise StoreError(f"{path}: damaged, the file is empty; restore it from a backup, or remove it to start anew")
     writers = threading.Lock()
