@@ -93,7 +93,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
     ("serve.receive", "serve.web"),
     ("serve.server",),
-    ("serve.__main__", "simulate"),
+    ("serve.__main__", "simulation", "simulate"),
     ("demo", "experiment", "serve_demo", "cli"),
 )
 
@@ -156,6 +156,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "demo",
         "experiment",
         "subject",
+        "simulation",
     ),
 }
 
