@@ -40,5 +40,17 @@ class ArtifactError(FastichError):
     """An exported model folder that lacks a file, fails its hash or does not fit this version."""
 
 
+class StoreError(FastichError):
+    """The server's database cannot be opened, read or written.
+
+    Attributes:
+        is_full: because the disk is full.
+    """
+
+    def __init__(self, message: str, *, is_full: bool = False) -> None:
+        super().__init__(message)
+        self.is_full = is_full
+
+
 class UsageError(FastichError):
     """A request that cannot be carried out as asked (exit status 2): bad flag values, an output that exists."""

@@ -88,7 +88,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "serve.entities", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
+    ("gate", "serve.entities", "serve.config", "serve.config_file", "serve.ordering", "serve.log", "serve.audit"),
     ("serve.store", "serve.spool"),
     ("serve.ingest", "serve.scoring", "serve.outputs", "serve.drift", "serve.dry_run"),
     ("serve.receive", "serve.web"),

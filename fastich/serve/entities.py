@@ -86,7 +86,11 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instance:
-    """One stored object. ``object_name`` is its name in the spool (``spool.Spool.path_of``)."""
+    """One stored object. ``object_name`` is its name in the spool (``spool.Spool.path_of``), "" once it was deleted.
+
+    ``content_sha256`` is of the data set without the file meta, ``pixel_sha256`` of the pixel data element ("" without
+    one): they tell a duplicate from a conflict.
+    """
 
     sop_uid: str
     sop_class_uid: str
@@ -96,6 +100,8 @@ class Instance:
     size_bytes: int
     received_at: float
     origin: Origin
+    content_sha256: str = ""
+    pixel_sha256: str = ""
     state: InstanceState = InstanceState.WAITING
     reason: str = ""
     detail: str = ""

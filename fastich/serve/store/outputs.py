@@ -1,0 +1,68 @@
+"""What is to be sent: deliveries are leased, tried again, and where that does not help wait for a person."""
+
+from fastich.serve.entities import Delivery, DeliveryState
+from fastich.serve.store import events, rows
+from fastich.serve.store.door import Row, Transaction
+
+LEASE = """
+UPDATE deliveries SET attempts = attempts + 1, leased_until = ?
+WHERE delivery_id IN (
+  SELECT delivery_id FROM deliveries WHERE state = 'pending' AND next_at <= ? AND leased_until <= ?
+  ORDER BY next_at, delivery_id LIMIT ?)
+AND state = 'pending' AND leased_until <= ?
+RETURNING *
+"""
+DELIVERED = """
+UPDATE deliveries SET state = 'delivered', delivered_at = ?, last_error = '', leased_until = 0
+WHERE delivery_id = ? AND state <> 'delivered' RETURNING *
+"""
+FAILED = """
+UPDATE deliveries SET state = ?, next_at = COALESCE(?, next_at), last_error = ?, leased_until = 0
+WHERE delivery_id = ? AND state = 'pending' RETURNING *
+"""
+REQUEUE = """
+UPDATE deliveries SET state = 'pending', attempts = 0, next_at = ?, leased_until = 0
+WHERE delivery_id = ? AND state = 'dead' RETURNING *
+"""
+
+
+def lease_deliveries(transaction: Transaction, now: float, limit: int, lease_s: float) -> list[Delivery]:
+    """At most ``limit`` messages that are due, the longest due first, that nobody else gets for ``lease_s``."""
+    leased = [rows.delivery(row) for row in transaction.rows(LEASE, now + lease_s, now, now, limit, now)]
+    return sorted(leased, key=lambda one: (one.next_at, one.delivery_id))
+
+
+def delivered(transaction: Transaction, now: float, delivery_id: int, at: float) -> None:
+    """Note that a message arrived; said twice, the first one counts."""
+    _tell(transaction, now, transaction.rows(DELIVERED, at, delivery_id))
+
+
+def delivery_failed(transaction: Transaction, now: float, delivery_id: int, error: str, next_at: float | None) -> None:
+    """Note that a try failed: again at ``next_at``, or never (a dead letter)."""
+    state = DeliveryState.DEAD if next_at is None else DeliveryState.PENDING
+    _tell(transaction, now, transaction.rows(FAILED, state.value, next_at, error, delivery_id))
+
+
+def requeue(transaction: Transaction, now: float, delivery_id: int) -> bool:
+    """Try a dead letter again from its start; False where it is none."""
+    found = transaction.rows(REQUEUE, now, delivery_id)
+    _tell(transaction, now, found)
+    return bool(found)
+
+
+def dead_letters(transaction: Transaction) -> list[Delivery]:
+    """What waits for a person, oldest first."""
+    found = transaction.rows("SELECT * FROM deliveries WHERE state = 'dead' ORDER BY delivery_id")
+    return [rows.delivery(row) for row in found]
+
+
+def deliveries_of(transaction: Transaction, study_uid: str) -> list[Delivery]:
+    """Every message about a study, oldest first."""
+    found = transaction.rows("SELECT * FROM deliveries WHERE study_uid = ? ORDER BY delivery_id", study_uid)
+    return [rows.delivery(row) for row in found]
+
+
+def _tell(transaction: Transaction, now: float, changed: list[Row]) -> None:
+    for row in changed:
+        values = {name: row[name] for name in ("delivery_id", "destination", "kind", "state")}
+        events.add(transaction, now, "delivery", row["study_uid"], delivery=values)

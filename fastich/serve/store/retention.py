@@ -1,0 +1,65 @@
+"""What is deleted by age. Rows go first and files after them: a row never speaks of a file that is gone."""
+
+from collections.abc import Sequence
+
+from fastich.serve.entities import Instance
+from fastich.serve.store import events, rows
+from fastich.serve.store.door import Transaction
+
+DONE = """
+studies.state <> 'receiving' AND studies.final_at < ? AND NOT EXISTS (
+  SELECT 1 FROM deliveries WHERE deliveries.study_uid = studies.study_uid AND deliveries.state = 'pending')
+"""
+"""Final before a time, and nothing left to send."""
+
+
+def expired_objects(transaction: Transaction, before_at: float, limit: int) -> list[Instance]:
+    """At most ``limit`` instances whose bytes are still here, of studies that are done since before ``before_at``."""
+    found = transaction.rows(
+        f"""SELECT instances.* FROM studies JOIN instances ON instances.study_uid = studies.study_uid
+            WHERE instances.object_name <> '' AND {DONE}
+            ORDER BY instances.received_at, instances.sop_uid LIMIT ?""",
+        before_at,
+        limit,
+    )
+    return [rows.instance(row) for row in found]
+
+
+def forget_objects(transaction: Transaction, sop_uids: Sequence[str]) -> None:
+    """Note that the bytes of instances are gone; what was said of them stays."""
+    sql = "UPDATE instances SET object_name = '' WHERE sop_uid = ?"
+    transaction.many(sql, [(sop_uid,) for sop_uid in sorted(sop_uids)])
+
+
+def forget_conflicts(transaction: Transaction, before_at: float, limit: int) -> list[str]:
+    """Forget where at most ``limit`` objects lie that were set aside before ``before_at``; their names."""
+    found = transaction.rows(
+        f"""SELECT conflicts.object_name FROM studies JOIN conflicts ON conflicts.study_uid = studies.study_uid
+            WHERE conflicts.received_at < ? AND {DONE} LIMIT ?""",
+        before_at,
+        before_at,
+        limit,
+    )
+    names = [row["object_name"] for row in found]
+    transaction.many("DELETE FROM conflicts WHERE object_name = ?", [(name,) for name in names])
+    return names
+
+
+def delete_studies(transaction: Transaction, now: float, before_at: float, limit: int) -> list[str]:
+    """Delete at most ``limit`` studies that are done since before ``before_at``; the names of their objects."""
+    sql = f"SELECT study_uid FROM studies WHERE {DONE} ORDER BY studies.final_at LIMIT ?"
+    uids = sorted(row["study_uid"] for row in transaction.rows(sql, before_at, limit))
+    names: list[str] = []
+    for uid in uids:
+        found = transaction.rows(
+            """SELECT object_name FROM instances WHERE study_uid = ? AND object_name <> ''
+               UNION SELECT object_name FROM conflicts WHERE study_uid = ?""",
+            uid,
+            uid,
+        )
+        names += [row["object_name"] for row in found]
+        for table in ("expectations", "own_objects", "studies"):  # the rest goes with the study
+            transaction.run(f"DELETE FROM {table} WHERE study_uid = ?", uid)
+    for uid in uids:
+        events.add(transaction, now, "study", uid, what="deleted")
+    return names

@@ -1,0 +1,172 @@
+"""What the scoring engine takes and writes: leased instances, scored slices, partial and final results."""
+
+from collections.abc import Sequence
+
+from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, ScoredSlice, Study, StudyState
+from fastich.serve.store import events, rows
+from fastich.serve.store.door import Transaction
+
+LEASE = """
+UPDATE instances SET attempts = attempts + 1, leased_until = ?
+WHERE sop_uid IN (
+  SELECT sop_uid FROM instances WHERE state = 'waiting' AND leased_until <= ? ORDER BY received_at, sop_uid LIMIT ?)
+AND state = 'waiting' AND leased_until <= ?
+RETURNING *
+"""
+"""The condition stands twice: PostgreSQL asks it again of a row that another transaction changed meanwhile."""
+GIVE_UP = """
+UPDATE instances SET state = 'failed', reason = 'tried ' || attempts || ' times'
+WHERE state = 'waiting' AND leased_until <= ? AND attempts >= ?
+RETURNING study_uid
+"""
+RELEASE = """
+UPDATE instances SET leased_until = 0, attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END
+WHERE sop_uid = ? AND state = 'waiting'
+"""
+FINISH_INSTANCE = """
+UPDATE instances SET state = ?, reason = ?, detail = ?, leased_until = 0
+WHERE sop_uid = ? AND state = 'waiting' RETURNING study_uid
+"""
+DUE = """
+WHERE studies.state = 'receiving'
+AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.study_uid = studies.study_uid AND instances.state = 'waiting')
+AND (studies.last_at <= ? OR
+  (SELECT COUNT(*) FROM instances WHERE instances.study_uid = studies.study_uid) >= expectations.num_instances)
+ORDER BY studies.arrived_at, studies.study_uid LIMIT ?
+"""
+PARTIAL = """
+WHERE studies.state = 'receiving' AND studies.num_slices > studies.partial_slices
+ORDER BY studies.arrived_at, studies.study_uid LIMIT ?
+"""
+ADD_SLICE = """
+INSERT INTO slices (sop_uid, frame, study_uid, header, probability, logit, embedding, cam, cam_height, cam_width)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+ADD_SCORE = """
+INSERT INTO scores (study_uid, revision, created_at, is_partial, state, reason, priority, document)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING score_id
+"""
+SHOW_SCORE = "UPDATE studies SET score_id = ?, scored_revision = ? WHERE study_uid = ?"
+RAISE = """
+UPDATE studies SET partial_slices = num_slices,
+  priority = CASE WHEN priority < ? THEN ? ELSE priority END,
+  acknowledged_by = CASE WHEN priority < ? THEN NULL ELSE acknowledged_by END,
+  acknowledged_at = CASE WHEN priority < ? THEN NULL ELSE acknowledged_at END
+WHERE study_uid = ? AND state = 'receiving'
+"""
+"""Whoever acknowledged a study that was less urgent has not seen this."""
+FINISH = """
+UPDATE studies SET state = ?, reason = ?, final_at = ?, priority = ?,
+  acknowledged_by = CASE WHEN priority < ? THEN NULL ELSE acknowledged_by END,
+  acknowledged_at = CASE WHEN priority < ? THEN NULL ELSE acknowledged_at END
+WHERE study_uid = ? AND revision = ? AND state = 'receiving'
+"""
+ADD_DELIVERY = """
+INSERT INTO deliveries (study_uid, score_id, destination, kind, state, attempts, next_at, leased_until, last_error)
+VALUES (?, ?, ?, ?, 'pending', 0, ?, 0, '')
+"""
+
+
+def lease_instances(
+    transaction: Transaction, now: float, limit: int, lease_s: float, max_attempts: int
+) -> list[Instance]:
+    """At most ``limit`` waiting instances, oldest first, that nobody else gets for ``lease_s``.
+
+    Those that were taken ``max_attempts`` times and never finished become failed.
+    """
+    given_up = {row["study_uid"] for row in transaction.rows(GIVE_UP, now, max_attempts)}
+    found = [rows.instance(row) for row in transaction.rows(LEASE, now + lease_s, now, limit, now)]
+    for study_uid in sorted(given_up):
+        events.add(transaction, now, "study", study_uid, what="instance failed")
+    return sorted(found, key=lambda one: (one.received_at, one.sop_uid))
+
+
+def release_instances(transaction: Transaction, sop_uids: Sequence[str]) -> None:
+    """Give back work that was taken and not finished; the try does not count."""
+    transaction.many(RELEASE, [(sop_uid,) for sop_uid in sorted(sop_uids)])
+
+
+def finish_instance(
+    transaction: Transaction,
+    sop_uid: str,
+    state: InstanceState,
+    reason: str,
+    detail: str,
+    slices: Sequence[ScoredSlice],
+) -> None:
+    """Write what became of a waiting instance, with its slices; said twice, the first one counts."""
+    found = transaction.rows(FINISH_INSTANCE, state.value, reason, detail, sop_uid)
+    if not found:  # final already, or never here
+        return
+    study_uid = found[0]["study_uid"]
+    transaction.many(ADD_SLICE, [rows.slice_values(sop_uid, study_uid, one) for one in slices])
+    if slices:
+        sql = "UPDATE studies SET num_slices = num_slices + ? WHERE study_uid = ?"
+        transaction.run(sql, len(slices), study_uid)
+
+
+def due_studies(transaction: Transaction, now: float, quiet_s: float, limit: int) -> list[Study]:
+    """Receiving studies of which nothing waits and that are quiet, or have as many instances as were expected."""
+    return [rows.study(row) for row in transaction.rows(rows.STUDIES + DUE, now - quiet_s, limit)]
+
+
+def partial_studies(transaction: Transaction, limit: int) -> list[Study]:
+    """Receiving studies with slices that were scored after their newest partial result."""
+    return [rows.study(row) for row in transaction.rows(rows.STUDIES + PARTIAL, limit)]
+
+
+def scored_slices(transaction: Transaction, study_uid: str) -> list[ScoredSlice]:
+    """Every scored slice of a study, by file and frame."""
+    found = transaction.rows("SELECT * FROM slices WHERE study_uid = ? ORDER BY sop_uid, frame", study_uid)
+    return [rows.scored_slice(row) for row in found]
+
+
+def add_partial(transaction: Transaction, now: float, study_uid: str, revision: int, outcome: Outcome) -> None:
+    """Write a partial result; it may raise a study, never lower it. Nothing where the study is final or gone."""
+    to = int(outcome.priority)
+    if not transaction.run(RAISE, to, to, to, to, study_uid):
+        return
+    score_id = _add_score(transaction, now, study_uid, revision, outcome, is_partial=True)
+    events.add(transaction, now, "study", study_uid, what="partial", score_id=score_id, priority=to)
+
+
+def finish_study(
+    transaction: Transaction,
+    now: float,
+    study_uid: str,
+    revision: int,
+    outcome: Outcome,
+    deliveries: Sequence[tuple[str, str]],
+) -> bool:
+    """Write the final result and what is to be sent of it.
+
+    False, and nothing written, where more of the study has arrived, or it is final already.
+    """
+    assert outcome.state is not StudyState.RECEIVING, "a final state is expected"
+    to = int(outcome.priority)
+    if not transaction.run(FINISH, outcome.state.value, outcome.reason, now, to, to, to, study_uid, revision):
+        return False
+    score_id = _add_score(transaction, now, study_uid, revision, outcome, is_partial=False)
+    transaction.many(ADD_DELIVERY, [(study_uid, score_id, where, kind, now) for where, kind in deliveries])
+    values = {"what": "final", "state": outcome.state.value, "score_id": score_id, "priority": to}
+    events.add(transaction, now, "study", study_uid, **values)
+    return True
+
+
+def _add_score(
+    transaction: Transaction, now: float, study_uid: str, revision: int, outcome: Outcome, *, is_partial: bool
+) -> int:
+    added = transaction.rows(
+        ADD_SCORE,
+        study_uid,
+        revision,
+        now,
+        int(is_partial),
+        outcome.state.value,
+        outcome.reason,
+        int(Priority(outcome.priority)),
+        rows.json_of(outcome.document),
+    )
+    score_id = int(added[0]["score_id"])
+    transaction.run(SHOW_SCORE, score_id, revision, study_uid)
+    return score_id
