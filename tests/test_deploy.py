@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dicom_data import ct_file, slice_hu
@@ -140,13 +139,6 @@ def test_image_holds_no_secret_and_installs_extras_that_exist() -> None:
 # --- Orthanc ---
 
 
-def without_comments(sample: str) -> dict[str, Any]:
-    """Orthanc's own sample of its settings: JSON with comments of both kinds."""
-    kept = re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', lambda hit: hit[1] or "", sample, flags=re.DOTALL)
-    found: dict[str, Any] = json.loads(kept)
-    return found
-
-
 def test_orthanc_reaches_the_ports_and_title_that_are_the_defaults() -> None:
     peer = json.loads(text("orthanc.json"))["DicomModalities"]["fastich"]
     assert (peer["AET"], peer["Port"]) == (DicomConfig().ae_title, DicomConfig().port)
@@ -157,12 +149,8 @@ def test_orthanc_reaches_the_ports_and_title_that_are_the_defaults() -> None:
 def test_orthanc_knows_every_setting(tmp_path: Path) -> None:
     sample = tmp_path / "sample.json"
     subprocess.run(["Orthanc", f"--config={sample}"], capture_output=True, check=True)
-    known = without_comments(sample.read_text())
+    known = re.findall(r'"(\w+)" *:', sample.read_text())  # some stand in a comment, for they have no default
     assert set(json.loads(text("orthanc.json"))) <= set(known)
-
-
-def test_comments_are_left_out_of_json_but_not_of_its_strings() -> None:
-    assert without_comments('{"a": "http://x", // no\n /* b\n */ "c": 1}') == {"a": "http://x", "c": 1}
 
 
 @needs("Orthanc", "ip", "unshare")
