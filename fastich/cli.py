@@ -26,6 +26,7 @@ VERBS = {
     "score": "score DICOM files, folders or studies with an exported model",
     "explain": "where findings come from: key slices with class maps over them, and whether the maps point at masks",
     "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
+    "simulate": "what the worklist would be worth: minutes saved for bleeds, and what that costs the others",
     "experiment": "what slice context, calibration and thresholds are worth, on synthetic studies",
     "demo": "the main job, end to end, on synthetic studies or your own",
 }

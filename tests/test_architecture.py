@@ -114,7 +114,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("serve.receive", "serve.web"),
     ("serve.server",),
-    ("serve.__main__", "simulate"),
+    ("serve.__main__", "simulation", "simulate"),
     ("demo", "experiment", "serve_demo", "cli"),
 )
 
@@ -178,6 +178,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "demo",
         "experiment",
         "subject",
+        "simulation",
     ),
 }
 
