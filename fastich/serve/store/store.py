@@ -268,8 +268,8 @@ class Store:
         """Forget objects that were set aside before ``before_at``; their names, to be deleted now."""
         return self._door.write(retention.forget_conflicts, before_at, limit)
 
-    def delete_studies(self, before_at: float, limit: int) -> list[str]:
-        """Delete studies that are done since before ``before_at``; the names of their objects, to be deleted now."""
+    def delete_studies(self, before_at: float, limit: int) -> tuple[list[str], list[str]]:
+        """Delete studies that are done since before ``before_at``; UIDs, and names of objects, to be deleted now."""
         return self._door.write(retention.delete_studies, self._clock(), before_at, limit)
 
     def forget_events(self, before_at: float) -> int:
