@@ -35,7 +35,8 @@ def refused(request: Request, error: Exception) -> Response:
     """A ``Refusal`` as an answer."""
     del request
     assert isinstance(error, Refusal)
-    return error_answer(error.status, error.message)
+    headers = {"Retry_After": "5"} if error.status == 503 else {}
+    return error_answer(error.status, error.message, **headers)
 
 
 def find_study(parts: Parts, study_uid: str) -> Study:

@@ -68,11 +68,11 @@ def as_text(event: Event) -> str:
 
 
 async def events(request: Request) -> Response:
-    """The stream, from ``Last-Event-ID`` on, or from now on without one."""
+    """The stream, from ``Last-Event-ID`` on, or else from the query's ``after``, or else from now on."""
     parts, hub = parts_of(request), request.app.state.hub
     if hub.num_clients >= MAX_CLIENTS:
         return error_answer(503, f"{MAX_CLIENTS} streams are open already; come back later", Retry_After="30")
-    said = request.headers.get("last-event-id", "")
+    said = request.headers.get("last-event-id", request.query_params.get("after", ""))
     newest = await run_in_threadpool(parts.store.last_event_id)
     after = min(int(said), newest) if said.isascii() and said.isdecimal() else newest
 

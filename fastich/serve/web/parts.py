@@ -4,17 +4,24 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute
 
-from fastich.serve.audit import Audit
 from fastich.serve.config import ServeConfig
 from fastich.serve.session import Session
 from fastich.serve.spool import Spool
 from fastich.serve.store import Store
 from fastich.serve.study_session import StudySession
 from fastich.serve.web.tokens import Tokens
+
+
+class AuditTrail(Protocol):
+    """Where it is written down who did what (``fastich.serve.audit``)."""
+
+    def record(self, event: str, *, who: str, outcome: str, study_uid: str = "", detail: str = "") -> None:
+        """Write one line."""
 
 
 def _nothing() -> None:
@@ -44,7 +51,7 @@ class Parts:
     study_session: StudySession | None
     config: ServeConfig
     tokens: Tokens
-    audit: Audit
+    audit: AuditTrail
     extra_routes: Sequence[BaseRoute] = ()
     clock: Callable[[], float] = time.time
     engine_trouble: Callable[[], str] = _ready
