@@ -30,7 +30,7 @@ STEADY, MOVED = 0.1, 0.25
 class Measure:
     """One thing that is watched: name, title, unit, and the edges of its bins; what lies outside joins the outer ones.
 
-    ``keys`` is where a result's document holds it.
+    ``keys`` is where a result's document holds it: a number, or for each bin the fraction of a study that lies in it.
     """
 
     name: str
@@ -50,10 +50,10 @@ MEASURES = (
     ),
     Measure(
         name="hu",
-        title="mean HU of the head",
+        title="HU between fat and blood",
         unit="HU",
-        edges=(-200.0, -100.0, -50.0, 0.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 300.0),
-        keys=("protocol", "mean_hu"),
+        edges=tuple(float(edge) for edge in range(-100, 101, 10)),
+        keys=("protocol", "hu_fractions"),
     ),
     Measure(
         name="kvp",
@@ -81,10 +81,10 @@ MEASURES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Week:
-    """One week's counts in the bins of a measure, and its index against the reference; None where it is not told."""
+    """One week's studies in the bins of a measure, and its index against the reference; None where it is not told."""
 
     starts_at: float
-    counts: tuple[int, ...]
+    counts: tuple[float, ...]
     index: float | None
 
 
@@ -94,7 +94,7 @@ class Drift:
 
     measure: Measure
     weeks: tuple[Week, ...]
-    reference: tuple[int, ...]
+    reference: tuple[float, ...]
     num_reference: int
 
 
@@ -115,34 +115,39 @@ def drifts(scores: Iterable[Score]) -> list[Drift]:
 def _drift(measure: Measure, by_week: Mapping[float, Sequence[Mapping[str, Any]]]) -> Drift:
     counted = {at: counts(measure, documents) for at, documents in sorted(by_week.items())}
     told = [found for found in counted.values() if sum(found)][:REFERENCE_WEEKS]
-    reference = tuple(map(sum, zip(*told, strict=True))) if told else (0,) * (len(measure.edges) - 1)
+    reference = tuple(map(sum, zip(*told, strict=True))) if told else (0.0,) * (len(measure.edges) - 1)
     weeks = [Week(starts_at=at, counts=found, index=stability(found, reference)) for at, found in counted.items()]
     return Drift(
         measure=measure, weeks=tuple(weeks[-SHOWN_WEEKS:]), reference=reference, num_reference=len(told)
     )
 
 
-def counts(measure: Measure, documents: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
+def counts(measure: Measure, documents: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
     """How many documents fall into each bin; those that do not say are left out."""
-    found = [0] * (len(measure.edges) - 1)
+    num_bins = len(measure.edges) - 1
+    found = [0.0] * num_bins
     for document in documents:
-        value = _value(document, measure.keys)
-        if value is not None:
-            place = sum(value >= edge for edge in measure.edges[1:-1])
-            found[place] += 1
+        value = _look(document, measure.keys)
+        if _is_number(value):
+            found[sum(value >= edge for edge in measure.edges[1:-1])] += 1
+        elif isinstance(value, list) and len(value) == num_bins and all(map(_is_number, value)):
+            found = [count + fraction for count, fraction in zip(found, value, strict=True)]
     return tuple(found)
 
 
-def _value(document: Any, keys: Sequence[str]) -> float | None:
+def _look(document: Any, keys: Sequence[str]) -> Any:
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
-    is_number = isinstance(document, int | float) and not isinstance(document, bool) and math.isfinite(document)
-    return float(document) if is_number else None
+    return document
 
 
-def stability(found: Sequence[int], reference: Sequence[int]) -> float | None:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def stability(found: Sequence[float], reference: Sequence[float]) -> float | None:
     """The population stability index; None where either side has fewer than ``FEWEST`` studies."""
-    if min(sum(found), sum(reference)) < FEWEST:
+    if round(min(sum(found), sum(reference))) < FEWEST:
         return None
     total, size = sum(found), len(found)
     p_B = [(count + SMOOTHING) / (total + SMOOTHING * size) for count in found]

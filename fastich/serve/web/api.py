@@ -17,6 +17,7 @@ from fastich.serve.entities import Study
 from fastich.serve.web import view
 from fastich.serve.web.guards import error_answer
 from fastich.serve.web.parts import Parts, parts_of
+from fastich.serve.web.paths import STUDY
 
 WORKLIST_LIMIT = 500
 COMMENT_CHARACTERS = 2000
@@ -134,7 +135,8 @@ async def _on_study(request: Request, what: str, act: Callable[[Parts, str, str]
     def both() -> Any:
         find_study(parts, uid)
         done = act(parts, uid, user)
-        parts.audit.record(what, who=user, outcome="success" if done else "no change", study_uid=uid)
+        detail = "" if done else "nothing to change"
+        parts.audit.record(what, who=user, outcome="success", study_uid=uid, detail=detail)
         return done
 
     return await run_in_threadpool(both)
@@ -163,9 +165,9 @@ async def _after(request: Request, result: dict[str, Any], status: int = 200) ->
 
 ROUTES = [
     Route("/studies", studies),
-    Route("/studies/{uid:uid}/acknowledge", acknowledge, methods=["POST", "DELETE"]),
-    Route("/studies/{uid:uid}/comments", comment, methods=["POST"]),
-    Route("/studies/{uid:uid}/expect", expect, methods=["POST"]),
+    Route(STUDY + "/acknowledge", acknowledge, methods=["POST", "DELETE"]),
+    Route(STUDY + "/comments", comment, methods=["POST"]),
+    Route(STUDY + "/expect", expect, methods=["POST"]),
     Route("/dead-letters", dead_letters),
     Route("/deliveries/{id:int}/requeue", requeue, methods=["POST"]),
 ]

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -23,23 +22,6 @@ from fastich.serve.web.guards import Guard, error_answer
 from fastich.serve.web.limits import FailedLogins
 from fastich.serve.web.parts import Parts
 from fastich.serve.web.templates import HERE
-
-
-class UidConvertor(Convertor[str]):
-    """A DICOM UID in a path: what else stands there is no page."""
-
-    regex = r"[0-9.]{1,64}"
-
-    def convert(self, value: str) -> str:
-        """As it is."""
-        return value
-
-    def to_string(self, value: str) -> str:
-        """As it is."""
-        return value
-
-
-register_url_convertor("uid", UidConvertor())
 
 
 class Static(StaticFiles):

@@ -39,7 +39,7 @@ def _steps(shares: Sequence[float], top: float, step: float) -> Markup:
     return Markup('<polyline class="reference" points="{}"/>').format(" ".join(points))
 
 
-def _shares(counts: Sequence[int]) -> list[float]:
+def _shares(counts: Sequence[float]) -> list[float]:
     total = sum(counts)
     return [count / total if total else 0.0 for count in counts]
 
@@ -63,4 +63,4 @@ def _words(drift: Drift, week: Week) -> str:
         for i in fullest
         if week.counts[i]
     ]
-    return f"{total} studies: {', '.join(said)}"
+    return f"{total:.0f} studies: {', '.join(said)}"

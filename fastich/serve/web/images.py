@@ -25,6 +25,7 @@ from fastich.serve.entities import Study
 from fastich.serve.web import view
 from fastich.serve.web.api import Refusal, find_study
 from fastich.serve.web.parts import Parts, parts_of
+from fastich.serve.web.paths import STUDY
 from fastich.types import HuArray
 from fastich.windowing import Window, parse_windows, resize_area
 
@@ -170,4 +171,4 @@ def _maps(parts: Parts, darkroom: Darkroom, study: Study) -> Maps:
     return found
 
 
-ROUTES = [Route("/studies/{uid:uid}/slices/{n:int}.png", picture)]
+ROUTES = [Route(STUDY + "/slices/{n:int}.png", picture)]

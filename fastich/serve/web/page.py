@@ -21,13 +21,13 @@ from fastich.serve.web import api, view
 from fastich.serve.web.charts import histogram
 from fastich.serve.web.names import moment
 from fastich.serve.web.parts import Parts, parts_of
+from fastich.serve.web.paths import STUDY
 from fastich.serve.web.templates import page, render
 from fastich.serve.web.worth import DEFAULT_PREVALENCE, UNKNOWN, operating_points
 from fastich.windowing import WINDOWS
 
 DRIFT_S = 26 * drift.WEEK_S
 """Half a year of results is read for the drift page."""
-CHECKED = ("Cache-Control", "no-store")
 
 
 def worklist_rows(parts: Parts) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ def drift_page(request: Request) -> Response:
             "weeks": [
                 {
                     "date": moment(week.starts_at)[:10],
-                    "count": sum(week.counts),
+                    "count": round(sum(week.counts)),
                     "index": week.index,
                     "words": drift.in_words(week.index),
                     "svg": histogram(one, week),
@@ -158,6 +158,6 @@ def drift_page(request: Request) -> Response:
 ROUTES = [
     Route("/", worklist),
     Route("/worklist", fragment),
-    Route("/studies/{uid:uid}", study),
+    Route(STUDY, study),
     Route("/drift", drift_page),
 ]

@@ -29,12 +29,15 @@ Json = dict[str, Any]
 
 
 def verdict(study: Study) -> str:
-    """One of ``TITLES``: what the newest result says, or why there is none."""
+    """One of ``TITLES``: what the newest result says, or why there is none.
+
+    While more is on its way a study is what raised it or else receiving: what is missing may bleed.
+    """
     if study.state in (StudyState.NOT_EVALUATED, StudyState.FAILED):
         return study.state.value
     document = study.document
-    if document is None:
-        return RECEIVING
+    if study.state is StudyState.RECEIVING or document is None:
+        return {Priority.FLAGGED: FLAG, Priority.HUMAN_FIRST: HUMAN_FIRST}.get(study.priority, RECEIVING)
     if document.get("triage") is not None:
         return str(document["triage"])
     return FLAG if document.get("flagged") else BELOW
@@ -78,7 +81,7 @@ def study_view(study: Study) -> Json:
         "findings": list(document.get("findings", ())),
         "study_rule": document.get("study_rule"),
         "left_out": left_out(document),
-        "gate": [names.clean(str(reason), 400) for reason in document.get("gate", ())],
+        "cautions": [names.clean(str(one), 400) for one in document.get("gate", {}).get("cautions", ())],
         "key_slice": key_slice(document),
         "acknowledged": _acknowledged(study),
         "revision": study.revision,
