@@ -92,6 +92,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # The triage server, above everything that it serves.
     (
         "gate",
+        "gate_rules",
+        "eligibility",
         "serve.entities",
         "serve.render",
         "serve.config",
@@ -100,8 +102,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.log",
         "serve.audit",
     ),
-    ("gate", "gate_rules", "eligibility", "serve.entities", "serve.config", "serve.ordering", "serve.log")
-    + ("serve.audit",),
     ("serve.store", "serve.spool"),
     (
         "serve.identity",
@@ -113,6 +113,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.dry_run",
     ),
     ("serve.receive", "serve.web"),
+    ("serve.web_server",),
     ("serve.server",),
     ("serve.__main__", "simulation", "simulate"),
     ("demo", "experiment", "serve_demo", "cli"),
@@ -120,12 +121,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 # Third-party library -> the only places (prefixes of module names) that may import it.
 DOORS: dict[str, tuple[str, ...]] = {
-    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs"),
-    "pynetdicom": ("serve.receive", "serve.outputs"),
+    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs", "serve_demo"),
+    "pynetdicom": ("serve.receive", "serve.outputs", "serve_demo"),
     "highdicom": ("serve.outputs",),
     "starlette": ("serve.receive", "serve.web"),
-    "uvicorn": ("serve.server",),
-    "httpx": ("serve.outputs",),
+    "uvicorn": ("serve.web_server",),
+    "httpx": ("serve.outputs", "serve_demo"),
     "PIL": ("serve.outputs",),
     "python_multipart": ("serve.receive",),
     "prometheus_client": ("serve.web",),
