@@ -89,8 +89,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "gate_rules", "eligibility", "serve.entities", "serve.config", "serve.ordering", "serve.log")
-    + ("serve.audit",),
+    (
+        "gate",
+        "gate_rules",
+        "eligibility",
+        "serve.entities",
+        "serve.config",
+        "serve.ordering",
+        "serve.log",
+        "serve.audit",
+    ),
     ("serve.store", "serve.spool"),
     (
         "serve.identity",

@@ -270,9 +270,7 @@ def test_13_monochrome1_and_the_12_bit_wrap_are_scored_in_right_hu(site: Site, s
     wrapped = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0, "RescaleIntercept": "1"}
     files = study_bytes(HEAD, PhotometricInterpretation="MONOCHROME1")
     pixels = [np.full((32, 32), (hu - 1000 + 1000) % 4096, dtype="<u2").tobytes() for hu in HEAD]
-    files += [
-        slice_bytes(number, study=2, **wrapped, PixelData=one) for number, one in enumerate(pixels)
-    ]
+    files += [slice_bytes(number, study=2, **wrapped, PixelData=one) for number, one in enumerate(pixels)]
     with site.running(session):
         site.receive(files)
         plain, unwrapped = site.final("1.2.1"), site.final("1.2.2")
@@ -351,9 +349,8 @@ def test_16_late_slices_make_a_new_score_and_history_is_kept(site: Site, session
         site.receive([slice_bytes(16, 80), *files[17:]])
         second = site.final(revision=20)
     assert (first.priority, second.priority) == (Priority.ROUTINE, Priority.FLAGGED)
-    finals = [one for one in site.store.scores_of("1.2.1") if not one.partial]
-    assert [one.revision for one in finals][0] == 16
-    assert [one.revision for one in finals][-1] == 20
+    finals = [one.revision for one in site.store.scores_of("1.2.1") if not one.partial]
+    assert (finals[0], finals[-1]) == (16, 20)
     assert second.document is not None
     assert second.document["num_slices"] == 20
 
@@ -420,6 +417,7 @@ def test_21_cuda_that_is_missing_when_demanded_is_refused(model: Path) -> None:
         open_session(model, "cuda")
 
 
+@pytest.mark.slow
 def test_22_a_thousand_studies_are_all_finished_and_none_is_lost(site: Site, session: Session) -> None:
     waiting: list[int] = []
     with site.running(session) as engine:
