@@ -10,7 +10,7 @@ from fastich.errors import DicomError
 from fastich.gate_fields import Uids
 from fastich.gate_rules import Rules
 from fastich.serve.entities import Instance, InstanceState, ScoredSlice, Study
-from fastich.serve.scoring.notes import Note, NoteBook, unread
+from fastich.serve.scoring.notes import Note, NoteBook, note_of
 from fastich.serve.scoring.outcome import Case
 from fastich.serve.store import Store
 from fastich.study_rule import Place, SliceAnswer, place
@@ -96,7 +96,7 @@ class Gatherer:
         except DicomError as error:
             if not stored:
                 found.left.append(self._left(instance, error.reason.value, error.detail))
-            return [unread(one.header) for one in stored.values()]
+            return [note_of(one.header) for one in stored.values()]
         return notes
 
     def _left(self, instance: Instance, reason: str, detail: str) -> LeftOut:

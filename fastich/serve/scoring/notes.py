@@ -114,6 +114,6 @@ def protocol(notes: list[Note], spacing_mm: float | None, tilt_deg: float) -> di
     }
 
 
-def unread(header: SliceHeader) -> Note:
-    """The note of a slice whose file is gone: it says nothing but its header."""
-    return Note(header=header, fields=NOTHING, hu_counts=np.zeros(len(HU_EDGES) - 1, dtype=np.int64))
+def note_of(header: SliceHeader, fields: GateFields = NOTHING) -> Note:
+    """The note of a slice whose pixels are not at hand; without ``fields`` its file is gone and says nothing more."""
+    return Note(header=header, fields=fields, hu_counts=np.zeros(len(HU_EDGES) - 1, dtype=np.int64))
