@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dicom_header",
         "dicom_pixels",
         "dicom",
+        "gate_fields",
         "records",
         "rsna",
         "submission",
@@ -49,6 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
         "calibration",
         "calibration_fit",
+        "class_map_grid",
         "class_maps",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
@@ -88,7 +90,18 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "serve.entities", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
+    (
+        "gate",
+        "gate_rules",
+        "eligibility",
+        "serve.entities",
+        "serve.render",
+        "serve.config",
+        "serve.config_file",
+        "serve.ordering",
+        "serve.log",
+        "serve.audit",
+    ),
     ("serve.store", "serve.spool"),
     (
         "serve.identity",
@@ -100,19 +113,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.dry_run",
     ),
     ("serve.receive", "serve.web"),
+    ("serve.web_server",),
     ("serve.server",),
-    ("serve.__main__", "simulate"),
+    ("serve.__main__", "simulation", "simulate"),
     ("demo", "experiment", "serve_demo", "cli"),
 )
 
 # Third-party library -> the only places (prefixes of module names) that may import it.
 DOORS: dict[str, tuple[str, ...]] = {
-    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs"),
-    "pynetdicom": ("serve.receive", "serve.outputs"),
+    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs", "serve_demo"),
+    "pynetdicom": ("serve.receive", "serve.outputs", "serve_demo"),
     "highdicom": ("serve.outputs",),
     "starlette": ("serve.receive", "serve.web"),
-    "uvicorn": ("serve.server",),
-    "httpx": ("serve.outputs",),
+    "uvicorn": ("serve.web_server",),
+    "httpx": ("serve.outputs", "serve_demo"),
+    "PIL": ("serve.outputs",),
     "python_multipart": ("serve.receive",),
     "prometheus_client": ("serve.web",),
     "sqlite3": ("serve.store",),
@@ -164,6 +179,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "demo",
         "experiment",
         "subject",
+        "simulation",
     ),
 }
 
@@ -272,6 +288,7 @@ SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklea
         "fastich.serve.ingest",
         "fastich.serve.housekeeping",
         "fastich.serve.audit",
+        "fastich.serve.outputs.sender",
         "fastich.score",
         "fastich.dicom",
     ],
