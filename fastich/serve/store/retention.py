@@ -45,8 +45,8 @@ def forget_conflicts(transaction: Transaction, before_at: float, limit: int) -> 
     return names
 
 
-def delete_studies(transaction: Transaction, now: float, before_at: float, limit: int) -> list[str]:
-    """Delete at most ``limit`` studies that are done since before ``before_at``; the names of their objects."""
+def delete_studies(transaction: Transaction, now: float, before_at: float, limit: int) -> tuple[list[str], list[str]]:
+    """Delete at most ``limit`` studies that are done since before ``before_at``; their UIDs and objects' names."""
     sql = f"SELECT study_uid FROM studies WHERE {DONE} ORDER BY studies.final_at LIMIT ?"
     uids = sorted(row["study_uid"] for row in transaction.rows(sql, before_at, limit))
     names: list[str] = []
@@ -62,4 +62,4 @@ def delete_studies(transaction: Transaction, now: float, before_at: float, limit
             transaction.run(f"DELETE FROM {table} WHERE study_uid = ?", uid)
     for uid in uids:
         events.add(transaction, now, "study", uid, what="deleted")
-    return names
+    return uids, names

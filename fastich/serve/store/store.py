@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastich.errors import FastichError, StoreError
+from fastich.files import fsync_folder
 from fastich.serve.entities import (
     Comment,
     Delivery,
@@ -46,6 +47,8 @@ def open_store(url_or_path: str | Path, *, clock: Clock = time.time, busy_timeou
     door = opened(str(url_or_path), busy_timeout_s)
     try:
         door.write(schema.migrate, door.where)
+        if not is_postgres:
+            fsync_folder(Path(url_or_path).parent)  # SQLite does so for its logs, not for the database that it makes
     except BaseException:
         door.close()
         raise
@@ -272,8 +275,8 @@ class Store:
         """Forget objects that were set aside before ``before_at``; their names, to be deleted now."""
         return self._door.write(retention.forget_conflicts, before_at, limit)
 
-    def delete_studies(self, before_at: float, limit: int) -> list[str]:
-        """Delete studies that are done since before ``before_at``; the names of their objects, to be deleted now."""
+    def delete_studies(self, before_at: float, limit: int) -> tuple[list[str], list[str]]:
+        """Delete studies that are done since before ``before_at``; UIDs, and names of objects, to be deleted now."""
         return self._door.write(retention.delete_studies, self._clock(), before_at, limit)
 
     def forget_events(self, before_at: float) -> int:
