@@ -25,6 +25,7 @@ from fastich.serve.scoring import engine as engine_module
 from fastich.serve.session import Scores, Session, open_session
 from fastich.types import HuArray
 
+REAL_HEAD = Path(__file__).parents[2] / "shared" / "data" / "head_ct_tilt"
 HEAD = [0, 10, 20, 30, 80, 30, 20, 10, 0, -10, -20, 5]
 """p(any) of 80 HU is 0.99, of the others at most 0.86."""
 
@@ -88,6 +89,18 @@ def test_study_ends_with_the_numbers_of_score_on_the_same_files(
     assert found["model"]["sha256"] == session.sha256
     assert found["left_out"] == []
     assert found["gate"]["cautions"] == []
+
+
+@pytest.mark.skipif(not REAL_HEAD.is_dir(), reason="needs ../shared/data/head_ct_tilt")
+def test_real_tilted_head_has_the_numbers_of_score(site: Site, session: Session, model: Path) -> None:
+    (expected,) = score([REAL_HEAD], session, ScoreConfig(model=model))["studies"]
+    with site.running(session):
+        site.receive([path.read_bytes() for path in sorted(REAL_HEAD.glob("*.dcm"))])
+        study = site.final(expected["study_uid"])
+    assert (study.state, study.reason) == (StudyState.SCORED, "")
+    assert study.document is not None
+    assert study.document["logit"] == pytest.approx(expected["logit"], abs=1e-5)
+    assert study.document["protocol"]["tilt_deg"] == pytest.approx(18.5, abs=0.1)
 
 
 def test_protocol_of_a_scored_study_says_how_it_was_made(site: Site, session: Session) -> None:

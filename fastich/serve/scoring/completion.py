@@ -53,7 +53,7 @@ class Completion:
         self._store, self._spool, self._rules, self._config = store, spool, rules, config
         self._gatherer = Gatherer(store, notes, rules)
         self._model, self._deliveries_for = model, deliveries_for
-        self._tries: dict[tuple[str, int], int] = {}
+        self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._partial_from: dict[str, float] = {}
 
@@ -63,7 +63,7 @@ class Completion:
         Raises:
             StoreError: the database fails; everything that is not finished stays due.
         """
-        for study in self._store.due_studies(self._config.quiet_s, MOST_DUE):
+        for study in self._store.due_studies(self._config.quiet_s, MOST_DUE + len(self._not_before)):
             if time.monotonic() >= self._not_before.get(study.study_uid, 0.0):
                 self._finish(study, decoder)
         for study in self._store.partial_studies(MOST_PARTIAL):
@@ -72,23 +72,28 @@ class Completion:
                 self._say_partly(study, decoder)
 
     def _finish(self, study: Study, decoder: Decoder) -> None:
-        key = study.study_uid, study.revision
         try:
-            outcome = self._outcome(study, decoder)
+            self._write(study, self._outcome(study, decoder))
         except StoreError:
             raise
         except Exception as error:
-            tries = self._tries[key] = self._tries.get(key, 0) + 1
-            why = one_line(error)[:MAX_REASON]
-            log.error("a study could not be judged (try %d of %d): %s", tries, self._config.max_attempts, why)
-            if tries < self._config.max_attempts:
-                self._not_before[study.study_uid] = time.monotonic() + RETRY_S
-                return
-            outcome = Outcome(state=StudyState.FAILED, reason=f"tried {tries} times: {why}", priority=study.priority)
+            self._try_again(study, one_line(error)[:MAX_REASON])
+
+    def _write(self, study: Study, outcome: Outcome) -> None:
         self._store.finish_study(study.study_uid, study.revision, outcome, self._deliveries_for(outcome))
-        self._tries.pop(key, None)
+        self._tries.pop(study.study_uid, None)
         self._not_before.pop(study.study_uid, None)
         self._partial_from.pop(study.study_uid, None)
+
+    def _try_again(self, study: Study, why: str) -> None:
+        """Judge a study once more a little later; after ``max_attempts`` tries it is failed, at the place it has."""
+        uid = study.study_uid
+        tries = self._tries[uid] = self._tries.get(uid, 0) + 1
+        log.error("a study could not be judged (try %d of %d): %s", tries, self._config.max_attempts, why)
+        self._not_before[uid] = time.monotonic() + RETRY_S
+        if tries >= self._config.max_attempts:
+            reason = f"tried {tries} times: {why}"
+            self._write(study, Outcome(state=StudyState.FAILED, reason=reason, priority=study.priority))
 
     def _outcome(self, study: Study, decoder: Decoder) -> Outcome:
         """What becomes of a study; one that nothing is said of keeps the place that it has."""
@@ -112,12 +117,11 @@ class Completion:
             if plan.why:
                 return
             outcome = partly_scored(case, plan, gathered.answers, model, self._rules, self._config.top_k)
+            self._store.add_partial(study.study_uid, study.revision, outcome)
         except StoreError:
             raise
         except Exception as error:
             log.warning("no partial result of a study: %s", one_line(error)[:MAX_REASON])
-            return
-        self._store.add_partial(study.study_uid, study.revision, outcome)
 
     def _answers(self, plan: Plan, gathered: Gathered, model: Model, decoder: Decoder) -> Answers:
         """The answers of every planned slice; those that are given only now are stored."""
