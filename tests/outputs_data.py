@@ -121,7 +121,7 @@ def scored(folder: Path, datasets: Sequence[Dataset]) -> Scored:
             buffer = pydicom.filebase.DicomBytesIO()
             dataset.save_as(buffer, enforce_file_format=True)
         data = buffer.getvalue()
-        name = hashlib.sha256(data).hexdigest() + ".dcm"
+        name = hashlib.sha256(data).hexdigest()
         (folder / name).write_bytes(data)
         for one in read_file(folder / name):
             slices.append(ScoredSlice(header=one.header, answer=_answer(number)))

@@ -64,6 +64,8 @@ def build(result: Result, header: Dataset, sop_classes: Mapping[str, str]) -> Da
     )
     source.inherit(made, header)
     source.put_dates(made, source.stamp(result.created_at, header))
+    for equipment in made.ContributingEquipmentSequence:  # highdicom's mention of itself carries the time of building
+        del equipment.ContributionDateTime
     return made
 
 
