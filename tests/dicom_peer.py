@@ -59,3 +59,4 @@ def dicom_peer(
         yield peer
     finally:
         server.shutdown()
+        server.server_close()
