@@ -38,9 +38,11 @@ def test_request_is_one_part_of_multipart_related() -> None:
 
 def test_token_is_sent_and_never_said(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc.def\n")
-    with http_peer((401, {}, b"")) as peer:
-        with pytest.raises(SendError, match=r"^cloud \(STOW-RS\): answered 401$") as caught:
-            stow_client.send(where(peer.url, token_file=tmp_path / "token"), UID, DATA, 5)
+    with (
+        http_peer((401, {}, b"")) as peer,
+        pytest.raises(SendError, match=r"^cloud \(STOW-RS\): answered 401$") as caught,
+    ):
+        stow_client.send(where(peer.url, token_file=tmp_path / "token"), UID, DATA, 5)
     assert peer.asked[0].headers["Authorization"] == "Bearer abc.def"
     assert not caught.value.permanent
 
@@ -54,9 +56,11 @@ def test_missing_token_is_said(tmp_path: Path) -> None:
     ("status", "reason", "permanent"), [(409, 0x0122, True), (202, 0xA700, False), (200, 0xA900, True)]
 )
 def test_failure_inside_an_answer_counts_whatever_its_status(status: int, reason: int, permanent: bool) -> None:
-    with http_peer((status, {}, failed(reason))) as peer:
-        with pytest.raises(SendError, match=rf"^cloud \(STOW-RS\): not stored, reason 0x{reason:04X}$") as caught:
-            stow_client.send(where(peer.url), UID, DATA, 5)
+    with (
+        http_peer((status, {}, failed(reason))) as peer,
+        pytest.raises(SendError, match=rf"^cloud \(STOW-RS\): not stored, reason 0x{reason:04X}$") as caught,
+    ):
+        stow_client.send(where(peer.url), UID, DATA, 5)
     assert caught.value.permanent is permanent
 
 
@@ -74,9 +78,11 @@ def test_answer_without_failures_is_success(answer: bytes) -> None:
 
 @pytest.mark.parametrize(("status", "permanent"), [(415, True), (503, False), (409, False)])
 def test_refusal_without_a_reason_goes_by_its_status(status: int, permanent: bool) -> None:
-    with http_peer((status, {}, b"no json")) as peer:
-        with pytest.raises(SendError, match=rf"answered {status}$") as caught:
-            stow_client.send(where(peer.url), UID, DATA, 5)
+    with (
+        http_peer((status, {}, b"no json")) as peer,
+        pytest.raises(SendError, match=rf"answered {status}$") as caught,
+    ):
+        stow_client.send(where(peer.url), UID, DATA, 5)
     assert caught.value.permanent is permanent
 
 

@@ -81,9 +81,12 @@ def test_without_a_secret_nothing_is_signed() -> None:
 
 
 def test_redirect_is_not_followed() -> None:
-    with http_peer() as other, http_peer((307, {"Location": other.url}, b"")) as peer:
-        with pytest.raises(SendError, match=r"^webhook: answered 307, a redirect, which is not followed") as caught:
-            webhook.send(WebhookConfig(url=peer.url), 1, BODY, 0, 5)
+    with (
+        http_peer() as other,
+        http_peer((307, {"Location": other.url}, b"")) as peer,
+        pytest.raises(SendError, match=r"^webhook: answered 307, a redirect, which is not followed") as caught,
+    ):
+        webhook.send(WebhookConfig(url=peer.url), 1, BODY, 0, 5)
     assert other.asked == []
     assert not caught.value.permanent
 
@@ -93,9 +96,11 @@ def test_redirect_is_not_followed() -> None:
     [(400, True), (410, True), (413, True), (401, False), (404, False), (429, False), (503, False)],
 )
 def test_refusal_is_permanent_only_where_no_person_can_mend_it(status: int, permanent: bool) -> None:
-    with http_peer((status, {}, b"why")) as peer:
-        with pytest.raises(SendError, match=rf"^webhook: answered {status}$") as caught:
-            webhook.send(WebhookConfig(url=peer.url), 1, BODY, 0, 5)
+    with (
+        http_peer((status, {}, b"why")) as peer,
+        pytest.raises(SendError, match=rf"^webhook: answered {status}$") as caught,
+    ):
+        webhook.send(WebhookConfig(url=peer.url), 1, BODY, 0, 5)
     assert caught.value.permanent is permanent
 
 
