@@ -2,7 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from outputs_data import CREATED_AT, Scored, phantom_study
+from outputs_data import CREATED_AT, Scored, left_out, phantom_study
 
 from fastich.labels import LABELS
 from fastich.serve.entities import Score
@@ -41,7 +41,7 @@ def test_same_result_again_is_the_first_one(study: Scored) -> None:
 
 
 def test_other_words_on_the_same_slices_are_another_object(study: Scored) -> None:
-    changed = study.with_document(left_out=[{"reason": "damaged pixels"}])
+    changed = study.with_document(left_out=[left_out("damaged pixels", missed=True)])
     assert changed.result.uid("sr") != study.result.uid("sr")
     partial = dataclasses.replace(study.score, partial=True)
     assert result_of(partial, [partial]).uid("sr") != study.result.uid("sr")
@@ -51,14 +51,11 @@ def test_kinds_have_uids_of_their_own(study: Scored) -> None:
     assert study.result.uid("sr") != study.result.uid("sc")
 
 
-@pytest.mark.parametrize(
-    ("reasons", "complete"),
-    [([], True), (["localizer", "not CT"], True), (["damaged pixels"], False), (["localizer", "gate: gaps"], False)],
-)
-def test_slices_left_out_make_a_result_partial(study: Scored, reasons: list[str], complete: bool) -> None:
-    found = study.with_document(left_out=[{"reason": reason} for reason in reasons]).result
-    assert found.complete is complete
-    assert sum(found.left_out.values()) == len(reasons)
+@pytest.mark.parametrize("missed", [[], [False], [False, False], [True], [False, True]])
+def test_slices_that_a_series_lacks_make_a_result_partial(study: Scored, missed: list[bool]) -> None:
+    found = study.with_document(left_out=[left_out("some reason", missed=one) for one in missed]).result
+    assert found.complete is not any(missed)
+    assert found.left_out == ({"some reason": len(missed)} if missed else {})
 
 
 def test_score_of_a_study_on_its_way_is_partial(study: Scored) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dicom_peer import dicom_peer
 from http_peer import http_peer
-from outputs_data import CREATED_AT, Scored, description, phantom_study
+from outputs_data import CREATED_AT, Scored, description, left_out, phantom_study
 from pydicom import dcmread
 from serve_data import Clock
 
@@ -234,7 +234,7 @@ def test_no_log_line_and_no_error_names_the_patient(
 def test_result_that_was_replaced_is_superseded_by_the_newer_one(store: Store, study: Scored, clock: Clock) -> None:
     fill(store, study, [("pacs", "sr")])
     arrive(store, study)
-    newer = study.with_document(left_out=[{"reason": "damaged pixels"}])
+    newer = study.with_document(left_out=[left_out("damaged pixels", missed=True)])
     finish(store, study, [("pacs", "sr")], newer.score.outcome)
     told: list[tuple[str, str]] = []
     with dicom_peer() as peer:

@@ -4,7 +4,17 @@ from typing import Any
 
 import pydicom
 import pytest
-from outputs_data import CREATED_AT, PATIENT, REAL_HEAD, TRIAGE, Scored, phantom_study, real_study
+from outputs_data import (
+    CREATED_AT,
+    PATIENT,
+    REAL_HEAD,
+    TRIAGE,
+    Scored,
+    gate,
+    left_out,
+    phantom_study,
+    real_study,
+)
 from peers import needs
 from pydicom.dataset import Dataset
 from validators import assert_valid, report_text
@@ -198,17 +208,17 @@ def test_report_is_unverified_and_preliminary(tmp_path: Path) -> None:
 
 def test_report_with_slices_left_out_is_partial_and_says_so(tmp_path: Path) -> None:
     study = phantom_study(tmp_path)
-    left = [{"sop_uid": "1.2", "reason": "damaged pixels", "detail": ""}, {"reason": "localizer"}]
-    made = built(study.with_document(left_out=left, gate=["gap of 12 mm"]))
+    left = [left_out("damaged pixels", missed=True), left_out("localizer", missed=False)]
+    made = built(study.with_document(left_out=left, gate=gate("gap of 12 mm")))
     assert made.CompletionFlag == "PARTIAL"
     remarks = named(groups(made)["any"], "Comment")
     assert "Instances left out: damaged pixels 1, localizer 1." in remarks
-    assert "Eligibility: gap of 12 mm." in remarks
+    assert "In doubt: gap of 12 mm." in remarks
 
 
 def test_reasons_in_other_scripts_leave_the_report_legal(tmp_path: Path) -> None:
-    made = built(phantom_study(tmp_path).with_document(gate=["Lücke\\größer"]))
-    assert "Eligibility: L?cke/gr??er." in named(groups(made)["any"], "Comment")
+    made = built(phantom_study(tmp_path).with_document(gate=gate("Lücke\\größer")))
+    assert "In doubt: L?cke/gr??er." in named(groups(made)["any"], "Comment")
 
 
 def test_times_are_those_of_the_score(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def remarks(result: Result) -> Iterator[str]:
     if result.left_out:
         counts = ", ".join(f"{reason} {count}" for reason, count in result.left_out.items())
         yield f"Instances left out: {counts}."
-    if result.gate:
-        yield f"Eligibility: {'; '.join(result.gate)}."
+    if result.cautions:
+        yield f"In doubt: {'; '.join(result.cautions)}."
 
 
 def _algorithm(result: Result) -> hd.AlgorithmIdentification:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastich.errors import FastichError, StoreError
+from fastich.files import fsync_folder
 from fastich.serve.entities import (
     Comment,
     Delivery,
@@ -46,6 +47,8 @@ def open_store(url_or_path: str | Path, *, clock: Clock = time.time, busy_timeou
     door = opened(str(url_or_path), busy_timeout_s)
     try:
         door.write(schema.migrate, door.where)
+        if not is_postgres:
+            fsync_folder(Path(url_or_path).parent)  # SQLite does so for its logs, not for the database that it makes
     except BaseException:
         door.close()
         raise
