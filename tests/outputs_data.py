@@ -121,7 +121,7 @@ def scored(folder: Path, datasets: Sequence[Dataset]) -> Scored:
             buffer = pydicom.filebase.DicomBytesIO()
             dataset.save_as(buffer, enforce_file_format=True)
         data = buffer.getvalue()
-        name = hashlib.sha256(data).hexdigest() + ".dcm"
+        name = hashlib.sha256(data).hexdigest()
         (folder / name).write_bytes(data)
         for one in read_file(folder / name):
             slices.append(ScoredSlice(header=one.header, answer=_answer(number)))
@@ -169,11 +169,21 @@ def _score(folder: Path, slices: Sequence[ScoredSlice]) -> Score:
     judged = judge(study, answers, None)
     limits = open_limits()
     row = study_row(study, judged, limits, TRIAGE, 3)
-    document = row | {"model": model(), "study_rule": MAX_RULE, "left_out": [], "gate": []}
+    document = row | {"model": model(), "study_rule": MAX_RULE, "left_out": [], "gate": gate()}
     outcome = Outcome(state=StudyState.SCORED, priority=Priority.FLAGGED, document=document)
     return Score(
         score_id=1, study_uid=study.study_uid, revision=1, created_at=CREATED_AT, partial=False, outcome=outcome
     )
+
+
+def gate(*cautions: str) -> dict[str, Any]:
+    """What the gate says, as the scoring engine writes it."""
+    return {"rules_sha256": "ef" * 32, "cautions": list(cautions), "series": []}
+
+
+def left_out(reason: str, *, missed: bool) -> dict[str, Any]:
+    """A file that was not scored, as the scoring engine writes it."""
+    return {"path": "", "sop_uid": "", "series_uid": "", "reason": reason, "detail": "", "missed": missed}
 
 
 def open_limits() -> Any:

@@ -14,22 +14,8 @@ from typing import Any
 from fastich.labels import ANY, LABELS
 from fastich.serve.entities import Priority, Score
 from fastich.serve.outputs import uids
-from fastich.types import RejectReason
 
 PRELIMINARY = "PRELIMINARY, NOT FOR DIAGNOSIS; RESEARCH USE ONLY"
-NO_SLICES = frozenset(
-    reason.value
-    for reason in (
-        RejectReason.DICOMDIR,
-        RejectReason.NO_PIXELS,
-        RejectReason.NOT_CT,
-        RejectReason.LOCALIZER,
-        RejectReason.DERIVED,
-        RejectReason.COLOUR,
-        RejectReason.DUPLICATE,
-    )
-)
-"""Why an instance is no slice at all: leaving it out leaves nothing out. Any other reason makes a result partial."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +44,8 @@ class Result:
     ``probability``, ``thresholds`` and ``key_slices`` are by label; ``found`` are the labels that reach their
     thresholds; ``triage`` is flag, clear or human first, or flagged or not flagged where the model has no three-way
     rule; ``scored`` is (SOP instance UID, series UID) of each scored instance; ``left_out`` the reasons with their
-    counts; ``said`` a digest of it all.
+    counts; ``cautions`` what the gate doubts; ``complete`` is False where more was on its way, or a scored series lacks
+    a file that was sent (a localizer or a dose page is no lack); ``said`` is a digest of it all.
     """
 
     study_uid: str
@@ -74,7 +61,7 @@ class Result:
     scored: tuple[tuple[str, str], ...]
     num_slices: int
     left_out: Mapping[str, int]
-    gate: tuple[str, ...]
+    cautions: tuple[str, ...]
     study_rule: str
     model: Mapping[str, Any]
     said: str
@@ -95,12 +82,12 @@ def result_of(score: Score, history: Sequence[Score]) -> Result:
     document = score.outcome.document
     assert document is not None, "a study that was not scored has no such result"
     key = {label: _key_slice(document, label) for label in LABELS}
-    left_out = Counter(str(one["reason"]) for one in document.get("left_out", ()))
+    left_out = Counter(str(one["reason"]) for one in document["left_out"])
     said = digest(score)
     return Result(
         study_uid=score.study_uid,
         created_at=min([one.created_at for one in history if digest(one) == said], default=score.created_at),
-        complete=not score.partial and set(left_out) <= NO_SLICES,
+        complete=not score.partial and not any(one["missed"] for one in document["left_out"]),
         priority=score.outcome.priority,
         probability=document["probability"],
         thresholds=document["model"]["study_thresholds"],
@@ -111,7 +98,7 @@ def result_of(score: Score, history: Sequence[Score]) -> Result:
         scored=_scored(document),
         num_slices=int(document["num_slices"]),
         left_out=dict(sorted(left_out.items())),
-        gate=tuple(_words(reason) for reason in document.get("gate") or ()),
+        cautions=tuple(document["gate"]["cautions"]),
         study_rule=str(document["study_rule"]),
         model=document["model"],
         said=said,
@@ -158,8 +145,3 @@ def _scored(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _instance(sop_uid: str) -> str:
     """The instance of a frame: ``dicom.read_file`` calls frame k > 0 of it <UID>#k."""
     return str(sop_uid).partition("#")[0]
-
-
-def _words(reason: Any) -> str:
-    """A reason of the gate, which is text or has one."""
-    return str(reason["reason"] if isinstance(reason, Mapping) else reason)

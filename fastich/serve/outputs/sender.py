@@ -10,7 +10,9 @@ A result that a newer final one of its study has replaced is not sent any more; 
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from fastich.errors import FastichError, StoreError
 from fastich.serve.config import ServeConfig
@@ -35,6 +37,12 @@ Told = Callable[[Delivery, str, str], None]
 
 def _tell_nobody(message: Delivery, what: str, words: str) -> None:
     """Nobody wants to know."""
+
+
+def _place(error: Exception) -> str:
+    """What an error is and where it was raised; its text may hold a patient's data, so it is left out."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 class Sender:
@@ -101,8 +109,8 @@ class Sender:
                 self.send_due(name)
             except StoreError as error:  # the lease ends by itself; what was sent is the same object next time
                 log.warning("destination %s: %s", name, error)
-            except Exception:
-                log.exception("destination %s: unexpected, going on", name)
+            except Exception as error:
+                log.error("destination %s: unexpected %s; going on", name, _place(error))
             self._wake[name].wait(POLL_S)
             self._wake[name].clear()
 
@@ -131,7 +139,7 @@ class Sender:
             self._fail(message, str(error), None)
             return
         except Exception as error:
-            log.exception("delivery %d: unexpected", message.delivery_id)
+            log.error("delivery %d: unexpected %s", message.delivery_id, _place(error))
             self._fail(message, f"unexpected {type(error).__name__}", self._next_at(message))
             return
         self._store.delivered(message.delivery_id, self._clock())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydicom import config, dcmread
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -86,11 +87,11 @@ def inherit(made: Dataset, header: Dataset) -> None:
     """Give ``made`` patient, study and character set of ``header``; its other texts are ASCII."""
     for keyword in REQUIRED:
         setattr(made, keyword, None)
-    for keyword, raw in _values(header):
-        if keyword in IDENTITY or keyword == CHARACTER_SET or _is_legal(keyword, raw):
+    for keyword, raw in _raw(header, (*IDENTITY, *DESCRIPTION)):
+        if keyword in IDENTITY or _is_legal(keyword, raw):
             made[raw.tag] = raw
-    if CHARACTER_SET not in header and CHARACTER_SET in made:
-        del made[CHARACTER_SET]
+    if CHARACTER_SET in header:
+        made[CHARACTER_SET] = header[CHARACTER_SET]
 
 
 def inherit_lossy(made: Dataset, header: Dataset) -> None:
@@ -98,10 +99,6 @@ def inherit_lossy(made: Dataset, header: Dataset) -> None:
     for keyword, raw in _raw(header, LOSSY):
         if _is_legal(keyword, raw):
             made[raw.tag] = raw
-
-
-def _values(header: Dataset) -> Iterator[tuple[str, RawDataElement]]:
-    return _raw(header, (CHARACTER_SET, *IDENTITY, *DESCRIPTION))
 
 
 def _raw(header: Dataset, keywords: tuple[str, ...]) -> Iterator[tuple[str, RawDataElement]]:
@@ -151,6 +148,8 @@ def to_bytes(made: Dataset) -> bytes:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID, meta.ImplementationVersionName = UID(IMPLEMENTATION_UID), IMPLEMENTATION_NAME
     plain = Dataset({tag: made.get_item(tag) for tag in made.keys()})  # noqa: SIM118 - raw elements stay raw
+    charset = made.get(CHARACTER_SET)
+    plain.set_original_encoding(False, True, convert_encodings(charset) if charset else default_encoding)
     plain.file_meta = meta
     buffer = io.BytesIO()
     dcmwrite(buffer, plain, enforce_file_format=True, implicit_vr=False, little_endian=True)

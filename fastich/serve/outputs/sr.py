@@ -64,6 +64,8 @@ def build(result: Result, header: Dataset, sop_classes: Mapping[str, str]) -> Da
     )
     source.inherit(made, header)
     source.put_dates(made, source.stamp(result.created_at, header))
+    for equipment in made.ContributingEquipmentSequence:  # highdicom's mention of itself carries the time of building
+        del equipment.ContributionDateTime
     return made
 
 
@@ -146,8 +148,8 @@ def remarks(result: Result) -> Iterator[str]:
     if result.left_out:
         counts = ", ".join(f"{reason} {count}" for reason, count in result.left_out.items())
         yield f"Instances left out: {counts}."
-    if result.gate:
-        yield f"Eligibility: {'; '.join(result.gate)}."
+    if result.cautions:
+        yield f"In doubt: {'; '.join(result.cautions)}."
 
 
 def _algorithm(result: Result) -> hd.AlgorithmIdentification:

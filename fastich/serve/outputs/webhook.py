@@ -60,6 +60,7 @@ def _result(score: Score, history: Sequence[Score]) -> dict[str, Any]:
         "threshold_rule": result.threshold_rule,
         "num_slices": result.num_slices,
         "left_out": dict(result.left_out),
+        "cautions": list(result.cautions),
         "key_slice": {"sop_uid": key.sop_uid, "frame": key.frame, "probability": key.probability},
         "model": {name: result.model[name] for name in ("sha256", "weights_sha256", "study_sha256")},
     }
