@@ -113,12 +113,12 @@ def test_a_seed_gives_one_run(site: Site, tmp_path: Path) -> None:
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
-@pytest.mark.parametrize("at", ["save_last", "save_best"])
+@pytest.mark.parametrize(("at", "members"), [("save_last", 1), ("save_best", 1), ("save_last", 2)])
 def test_a_killed_run_goes_on_to_equal_weights(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, members: int
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train_study.train_study(config(site, whole))
+    train_study.train_study(config(site, whole, members=members))
     folder = train_study.StudyFolder
     saves: list[int] = []
 
@@ -131,15 +131,32 @@ def test_a_killed_run_goes_on_to_equal_weights(
     real = getattr(folder, at)
     monkeypatch.setattr(folder, at, killed)
     with pytest.raises(Killed):
-        train_study.train_study(config(site, cut))
+        train_study.train_study(config(site, cut, members=members))
     monkeypatch.undo()
     monkeypatch.setattr(train_study, "load_run", lambda *_: site.cnn)
     assert not (cut / "run.json").exists()
-    train_study.train_study(config(site, cut, resume="auto"))
+    train_study.train_study(config(site, cut, resume="auto", members=members))
     for name in (checkpoint.LAST, checkpoint.BEST):
         assert same(weights(whole, name), weights(cut, name))
     wanted, found = ([line["val_log_loss"] for line in history.read(run)] for run in (whole, cut))
     assert wanted == found
+
+
+def test_a_member_learns_as_it_would_alone(site: Site, tmp_path: Path) -> None:
+    for members in (1, 3):
+        train_study.train_study(config(site, tmp_path / str(members), members=members, dropout=0.0))
+    alone, saved = weights(tmp_path / "1"), weights(tmp_path / "3")
+    for key, value in alone.items():
+        assert torch.equal(saved[f"members.0.{key}"], value), key
+    assert not torch.allclose(saved["members.1.project.weight"], saved["members.0.project.weight"], atol=0.01)
+    moved = saved["members.2.slice_head.weight"].abs().amax()
+    assert moved > 1e-3, "every member must learn"
+
+
+def test_several_members_do_not_go_on_as_one(site: Site, tmp_path: Path) -> None:
+    train_study.train_study(config(site, tmp_path / "run", members=2, epochs=1))
+    with pytest.raises(CheckpointError, match="started with --members 2, now 1; give the old value"):
+        train_study.train_study(config(site, tmp_path / "run", members=1, epochs=1, resume="auto"))
 
 
 def test_a_finished_run_may_be_asked_to_go_on(site: Site, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders.config import BACKENDS
-from fastich.models.sequence import VARIANTS, SequenceModel
+from fastich.models.sequence import VARIANTS, SequenceEnsemble, SequenceModel, SequenceNetwork
 from fastich.training.config import flag
 from fastich.training.environment import num_cores
 from fastich.training.study_data import Changes
@@ -32,6 +32,7 @@ class StudyConfig:
     variant: str = option(
         "difference", "gru: slices; difference: also what changes to their neighbours", choices=VARIANTS
     )
+    members: int = option(1, "sequence models, each with weights of its own, whose mean logits are the answer")
     projection_size: int = option(8, "channels an embedding is projected to: 8 for tens of studies, 128 for thousands")
     hidden_size: int = option(96, "channels of the GRU, each way")
     dropout: float = option(0.3, "probability of dropout, before the projection and behind the GRU")
@@ -59,6 +60,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is opened."""
         for name in (
+            "members",
             "epochs",
             "patience",
             "batch_size",
@@ -98,15 +100,22 @@ class StudyConfig:
         return values
 
 
-def build_sequence(config: dict[str, Any], embedding_size: int) -> SequenceModel:
-    """The network of a resolved config, with random weights from torch's generator."""
-    return SequenceModel(
-        embedding_size,
-        variant=config["variant"],
-        projection_size=config["projection_size"],
-        hidden_size=config["hidden_size"],
-        dropout=config["dropout"],
-    )
+def build_sequence(config: dict[str, Any], embedding_size: int) -> SequenceNetwork:
+    """The network of a resolved config, with random weights from torch's generator.
+
+    A run that is older than ``--members`` has one.
+    """
+    made = [
+        SequenceModel(
+            embedding_size,
+            variant=config["variant"],
+            projection_size=config["projection_size"],
+            hidden_size=config["hidden_size"],
+            dropout=config["dropout"],
+        )
+        for _ in range(config.get("members", 1))
+    ]
+    return made[0] if len(made) == 1 else SequenceEnsemble(made)
 
 
 def require_same(old: dict[str, Any], config: StudyConfig, where: Path) -> None:

@@ -16,7 +16,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from fastich import verb
 from fastich.loaders.order import Int64Array
-from fastich.models.sequence import SequenceModel
+from fastich.models.sequence import SequenceModel, SequenceNetwork, members_of
 from fastich.training import history
 from fastich.training.loss_watch import NotFiniteError
 from fastich.training.position import Position
@@ -52,7 +52,7 @@ class StudyJob:
 
     config: StudyConfig
     folder: StudyFolder
-    model: SequenceModel
+    model: SequenceNetwork
     networks: nn.ModuleDict
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
@@ -105,19 +105,30 @@ def learn(job: StudyJob, epoch: int) -> tuple[float, float]:
 
 
 def _step(job: StudyJob, step: int, batch: StudyBatch) -> float:
-    """Learn from one batch and return its loss."""
-    found = job.model(batch.embedding, batch.logit, batch.gap_mm, batch.mask)
-    weights = {"auxiliary_weight": job.config.auxiliary_weight, "study_weight": job.config.study_weight}
-    loss = total_loss(found, batch, **weights)
-    _require_finite(loss.item(), step, batch.rows)
+    """Learn from one batch and return its loss, of several members the mean.
+
+    Their losses are added up, so that each member's gradient and its cut are those of a model that learns alone.
+    """
+    members = members_of(job.model)
+    total = torch.stack([_loss(member, batch, job.config) for member in members]).sum()
+    loss = total.item() / len(members)
+    _require_finite(loss, step, batch.rows)
     job.optimizer.zero_grad(set_to_none=True)
-    job.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    job.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
     job.scaler.unscale_(job.optimizer)
-    for network in job.networks.values():
-        nn.utils.clip_grad_norm_(network.parameters(), MOST_GRADIENT_NORM)
+    for member in members:
+        nn.utils.clip_grad_norm_(member.parameters(), MOST_GRADIENT_NORM)
+    if "cnn" in job.networks:
+        nn.utils.clip_grad_norm_(job.networks["cnn"].parameters(), MOST_GRADIENT_NORM * len(members))
     job.scaler.step(job.optimizer)
     job.scaler.update()
-    return loss.item()
+    return loss
+
+
+def _loss(member: SequenceModel, batch: StudyBatch, config: StudyConfig) -> torch.Tensor:
+    """What one sequence model has still to learn of a batch."""
+    found = member(batch.embedding, batch.logit, batch.gap_mm, batch.mask)
+    return total_loss(found, batch, auxiliary_weight=config.auxiliary_weight, study_weight=config.study_weight)
 
 
 def _require_finite(loss: float, step: int, rows: torch.Tensor) -> None:
