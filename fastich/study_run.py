@@ -57,7 +57,7 @@ def load_study_run(path: Path, which: str = "best", *, cnn: Path | None = None) 
 
     Args:
         path: what ``python -m fastich.train_study --out`` wrote.
-        which: ``best`` (lowest validation log loss) or ``last``.
+        which: ``best`` (what the run kept) or ``last``.
         cnn: the CNN's run folder, where it does not lie as it did to the study run's.
 
     Raises:

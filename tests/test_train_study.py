@@ -83,7 +83,7 @@ def test_run_folder_holds_what_was_asked_and_what_came_of_it(site: Site, tmp_pat
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 8
     lines = history.read(out)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
-    best = min(lines, key=lambda line: line["val_log_loss"])
+    best = [line for line in lines if line["val_log_loss"] < found["val"]["cnn_log_loss"]][-1]
     assert found["best_epoch"] == best["epoch"]
     assert found["val"]["log_loss"] == pytest.approx(best["val_log_loss"])
     meta = checkpoint.load(out / checkpoint.BEST).meta
@@ -101,8 +101,27 @@ def test_what_is_kept_is_never_worse_than_the_cnn(site: Site, tmp_path: Path) ->
 
 
 def test_early_stopping_ends_a_run_that_brings_nothing(site: Site, tmp_path: Path) -> None:
-    (found,) = train_study.train_study(config(site, tmp_path / "run", lr=3.0, epochs=9, patience=1))
+    flags = {"keep": "best", "lr": 3.0, "epochs": 9, "patience": 1}
+    (found,) = train_study.train_study(config(site, tmp_path / "run", **flags))
     assert (found["epochs_run"], found["stopped_early"]) == (1, True)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("last", 3), ("best", 1)])
+def test_what_is_kept_is_the_newest_or_the_lowest_below_the_cnn(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, kept: int
+) -> None:
+    losses = iter([0.3, 0.29, 0.1, 0.4, 0.2, 0.5])  # the CNN's, then those of five epochs
+    given: list[float] = []
+
+    def loss(*_: Any) -> tuple[float, float]:
+        given.append(next(losses, 0.0))
+        return given[-1], 0.3
+
+    for module in (train_study, study_epoch):
+        monkeypatch.setattr(module, "slice_loss", loss)
+    (found,) = train_study.train_study(config(site, tmp_path / "run", epochs=5, patience=9, keep=keep))
+    assert found["best_epoch"] == kept
+    assert checkpoint.load(tmp_path / "run" / checkpoint.BEST).meta["epoch"] == kept
 
 
 def test_a_seed_gives_one_run(site: Site, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from fastich.verb import option, plain, required
 
 FREE_ON_RESUME = frozenset({"run", "records", "out", "resume", "device", "loader", "threads", "embed_batch_size"})
 """What may change when a run goes on: where things are and what computes."""
-
-
+LAST, BEST = "last", "best"
+"""Which epoch's networks a run keeps."""
 MOST_AT_ONCE = 4
 """Studies a step end to end; their activations must fit beside each other."""
 
@@ -37,7 +37,12 @@ class StudyConfig:
     hidden_size: int = option(96, "channels of the GRU, each way")
     dropout: float = option(0.3, "probability of dropout, before the projection and behind the GRU")
     epochs: int = option(40, "most epochs")
-    patience: int = option(15, "stop after this many epochs without a lower validation log loss of slices")
+    keep: str = option(
+        LAST,
+        "which epoch: last, if it undercuts the CNN on validation; best: of the lowest validation log loss of slices",
+        choices=(LAST, BEST),
+    )
+    patience: int = option(15, "with --keep best: stop after this many epochs without a lower log loss")
     batch_size: int = option(8, "studies a step")
     lr: float = option(3e-3, "learning rate of AdamW; the peak under one-cycle")
     weight_decay: float = option(1e-2, "weight decay of AdamW")

@@ -21,7 +21,7 @@ from fastich.training import history
 from fastich.training.loss_watch import NotFiniteError
 from fastich.training.position import Position
 from fastich.training.schedule import learning_rate
-from fastich.training.study_config import StudyConfig
+from fastich.training.study_config import BEST, StudyConfig
 from fastich.training.study_data import StudyBatch
 from fastich.training.study_folder import StudyFolder
 from fastich.training.study_loss import total_loss
@@ -84,7 +84,9 @@ def run_epoch(job: StudyJob, position: Position) -> Position:
     predicted = validate(job)
     val_loss, _ = slice_loss(predicted, job.labels)
     seconds = time.perf_counter() - start
-    after = position.after_epoch(val_loss, seconds)
+    stopping = position.stopping
+    decided = stopping.after if job.config.keep == BEST else stopping.newest
+    after = position.after_stopping(decided(position.epoch, val_loss), seconds)
     line = {"epoch": position.epoch, "lr": lr, "train_loss": train_loss, "val_log_loss": val_loss}
     _write(job, {**line, "seconds": round(seconds, 3)}, after)
     return after
@@ -147,13 +149,13 @@ def validate(job: StudyJob) -> StudyPredictions:
 
 
 def _write(job: StudyJob, line: dict[str, Any], after: Position) -> None:
-    """Leave an epoch behind: metrics, then the last checkpoint, then the best (see study_folder)."""
+    """Leave an epoch behind: metrics, then the last checkpoint, then what is kept (see study_folder)."""
     history.append(job.folder.path, line)
     job.folder.save_last(job.networks, job.optimizer, job.scaler, after)
-    is_best = after.stopping.best_epoch == line["epoch"]
-    if is_best:
+    is_kept = after.stopping.best_epoch == line["epoch"]
+    if is_kept:
         job.folder.save_best(job.networks, after)
     verb.say(
         f"epoch {line['epoch'] + 1}/{job.config.epochs}  loss {line['train_loss']:.4f}  "
-        f"val log loss {line['val_log_loss']:.4f}  {line['seconds']:.1f} s{'  best' if is_best else ''}"
+        f"val log loss {line['val_log_loss']:.4f}  {line['seconds']:.1f} s{'  kept' if is_kept else ''}"
     )
