@@ -51,7 +51,7 @@ class StudyConfig:
     study_weight: float = option(0.3, "weight of the loss of the study output")
     subsample: float = option(0.5, "share of training studies that lose slices: every second one, or a random part")
     reverse: bool = option(True, "turn every second training study around")
-    embedding_passes: int = option(1, "further passes of the CNN over augmented training slices, to learn from")
+    embedding_passes: int = option(1, "passes of the CNN over augmented training slices, to learn from")
     amp: bool = option(False, "mixed precision of the CNN: bfloat16 where the device has it, else float16")
     embed_batch_size: int = option(64, "slices at a time through the CNN")
     end_to_end: bool = option(False, "let the CNN learn too, study by study (--batch-size 1 or 2): no side store")
