@@ -47,7 +47,7 @@ def config(site: Site, out: Path, **changes: Any) -> StudyConfig:
     values: dict[str, Any] = {
         "run": Path("cnn"), "records": site.records, "out": out, "epochs": EPOCHS, "batch_size": 4, "lr": 1e-2,
         "hidden_size": 8, "projection_size": 8, "dropout": 0.1, "device": "cpu", "loader": "cpu", "threads": 1,
-        "embedding_passes": 0,
+        "embedding_passes": 0, "members": 1,
     }  # fmt: skip
     return StudyConfig(**(values | changes))
 

@@ -32,7 +32,7 @@ class StudyConfig:
     variant: str = option(
         "difference", "gru: slices; difference: also what changes to their neighbours", choices=VARIANTS
     )
-    members: int = option(1, "sequence models, each with weights of its own, whose mean logits are the answer")
+    members: int = option(3, "sequence models, each with weights of its own, whose mean logits are the answer")
     projection_size: int = option(8, "channels an embedding is projected to: 8 for tens of studies, 128 for thousands")
     hidden_size: int = option(96, "channels of the GRU, each way")
     dropout: float = option(0.3, "probability of dropout, before the projection and behind the GRU")
