@@ -98,4 +98,4 @@ def test_damaged_file_is_named_by_its_hash(tmp_path: Path) -> None:
 
 
 def test_added_text_is_ascii_on_one_line() -> None:
-    assert source.ascii_text("naïve\n\\ok\x1b") == "na?ve?/ok?"
+    assert source.ascii_text("naïve~\n\\ok\x1b") == "na?ve-?/ok?"
