@@ -5,7 +5,7 @@ Whatever returns has been fsynced. Whatever raises ``StoreError`` has changed no
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,10 @@ class Store:
     ) -> None:
         """Write what became of a waiting instance, with its slices; said twice, the first one counts."""
         self._door.write(scoring.finish_instance, sop_uid, state, reason, detail, slices)
+
+    def rescore_instances(self, detail: str, slices_of: Mapping[str, Sequence[ScoredSlice]]) -> None:
+        """Write slices, by SOP instance UID, that were scored once their study was complete, in place of any before."""
+        self._door.write(scoring.rescore_instances, detail, slices_of)
 
     def due_studies(self, quiet_s: float, limit: int) -> list[Study]:
         """Receiving studies of which nothing waits, quiet for ``quiet_s`` or as many instances as expected."""
