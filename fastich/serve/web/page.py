@@ -24,6 +24,7 @@ from fastich.serve.web.parts import Parts, parts_of
 from fastich.serve.web.paths import STUDY
 from fastich.serve.web.templates import page, render
 from fastich.serve.web.worth import DEFAULT_PREVALENCE, UNKNOWN, operating_points
+from fastich.study_rule import triage_of
 from fastich.windowing import WINDOWS
 
 DRIFT_S = 26 * drift.WEEK_S
@@ -71,6 +72,7 @@ def worklist(request: Request) -> Response:
         rows=rows,
         summary=summary(parts, rows),
         points=operating_points(parts.session, parts.study_session),
+        has_triage=triage_of(parts.session, parts.study_session) is not None,
         unknown=UNKNOWN,
         prevalence=DEFAULT_PREVALENCE,
         last_event_id=parts.store.last_event_id(),
@@ -81,11 +83,11 @@ def fragment(request: Request) -> Response:
     """GET /worklist: rows and summary alone, as HTML in JSON, with the server's time."""
     parts = parts_of(request)
     rows, now = worklist_rows(parts), parts.clock()
-    common = {"rows": rows, "summary": summary(parts, rows), "now": now}
+    about = summary(parts, rows)
     return JSONResponse(
         {
             "now": now,
-            "num_raised": common["summary"]["num_raised"],
+            "num_raised": about["num_raised"],
             "rows": [
                 {
                     "uid": row["study_uid"],
@@ -94,7 +96,7 @@ def fragment(request: Request) -> Response:
                 }
                 for row in rows
             ],
-            "summary": render("summary.html", **common),
+            "summary": render("summary.html", summary=about, now=now),
         }
     )
 
@@ -112,7 +114,7 @@ def study(request: Request) -> Response:
         "study.html",
         row=whole,
         findings=view.finding_rows(whole),
-        windows={name: win for name, win in WINDOWS.items()},
+        windows=WINDOWS,
         strip_json=json_in_html(whole["strip"] | {"key": (whole["key_slice"] or {"number": 0})["number"]}),
         threshold_json=json_in_html(((whole["model"] or {}).get("thresholds")) or {}),
         order=("any", *LABELS[:-1]),
