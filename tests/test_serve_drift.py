@@ -1,10 +1,13 @@
+import contextlib
 from typing import Any
 
 import pytest
-from web_data import START, rng_documents
+from starlette.testclient import TestClient
+from web_data import BASE, START, bearer, open_site, phantom_files, receive, rng_documents, score, small_model, uid
 
 from fastich.serve.drift import FEWEST, MEASURES, WEEK_S, counts, drifts, in_words, stability, week_of
 from fastich.serve.entities import Outcome, Score, StudyState
+from fastich.serve.web.app import build_app
 
 SCORE, HU = MEASURES[0], MEASURES[1]
 
@@ -71,3 +74,17 @@ def test_a_study_counts_once_with_its_last_result():
 
 def test_without_results_there_is_no_week():
     assert drifts([])[0].weeks == ()
+
+
+def test_page_draws_weeks_and_says_what_the_reference_is(tmp_path):
+    with contextlib.closing(open_site(tmp_path, small_model(tmp_path / "model"))) as site:
+        for number in range(3):
+            receive(site, uid(number), phantom_files(uid(number))[:1])
+            score(site, uid(number), triage="flag")
+            site.clock.now += WEEK_S
+        with TestClient(build_app(site.parts()), base_url=BASE, headers=bearer(site)) as client:
+            text = client.get("/drift").text
+    assert "The reference is the first 4 weeks with results here" in text
+    assert text.count('<svg class="histogram"') == 4 * 3
+    assert "No result says it." in text
+    assert "fewer than 20 studies" in text

@@ -19,9 +19,9 @@ from starlette.staticfiles import StaticFiles
 from fastich.serve.web import api, events, health, images, kserve, metrics, page
 from fastich.serve.web.auth import Auth, Doorman, login, logout
 from fastich.serve.web.guards import Guard, error_answer
+from fastich.serve.web.jinja import HERE
 from fastich.serve.web.limits import FailedLogins
 from fastich.serve.web.parts import Parts
-from fastich.serve.web.templates import HERE
 
 
 class Static(StaticFiles):

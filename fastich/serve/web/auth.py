@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastich.serve.config import HttpConfig
 from fastich.serve.web.guards import error_answer
+from fastich.serve.web.jinja import page
 from fastich.serve.web.limits import FailedLogins
 from fastich.serve.web.parts import Parts, parts_of
-from fastich.serve.web.templates import page
 from fastich.serve.web.tokens import ROLES, SESSION_S, Caller, Tokens, user_name
 
 LOG = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from fastich.labels import LABELS
 from fastich.serve import drift
 from fastich.serve.web import api, view
 from fastich.serve.web.charts import histogram
+from fastich.serve.web.jinja import page, render
 from fastich.serve.web.names import moment
 from fastich.serve.web.parts import Parts, parts_of
 from fastich.serve.web.paths import STUDY
-from fastich.serve.web.templates import page, render
 from fastich.serve.web.worth import DEFAULT_PREVALENCE, UNKNOWN, operating_points
 from fastich.study_rule import triage_of
 from fastich.windowing import WINDOWS
