@@ -11,12 +11,14 @@ MOSAIC_NEEDS := transformers Brotli python-snappy zstd xxhash catalogue
 STAMP := $(VENV)/.installed-$(CUDA)
 EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
 
-.PHONY: help setup demo study test check lint types fuzz bench clean
+.PHONY: help setup demo study serve-demo peers test check lint types fuzz bench clean
 
 help:
 	@echo "make setup   virtual environment in $(VENV), everything from $(CONSTRAINTS) (CUDA=cu13 for CUDA 13)"
 	@echo "make demo    the main job, end to end, on synthetic studies (DICOM=dir LABELS=csv for your own)"
 	@echo "make study   what slice context, calibration and thresholds are worth, on synthetic studies (20 minutes)"
+	@echo "make serve-demo  the triage server on synthetic studies, and its worklist in the browser"
+	@echo "make peers   DCMTK, Orthanc, Chromium, PostgreSQL: what more of the tests talk to (Debian, as root)"
 	@echo "make test    the tests"
 	@echo "make check   lint, types and the tests: what CI runs"
 	@echo "make fuzz    libFuzzer over the native core under the sanitizers (needs clang++)"
@@ -40,6 +42,14 @@ study: setup
 
 demo: setup
 	$(BIN)/python -m fastich.demo $(if $(DICOM),--dicom '$(DICOM)') $(if $(LABELS),--labels '$(LABELS)')
+
+# The model is the demo's, which is made first where there is none.
+serve-demo: setup
+	test -f runs/demo/model/model.json || $(BIN)/python -m fastich.demo
+	$(BIN)/python -m fastich.serve_demo $(SERVE_DEMO)
+
+peers:
+	bash deploy/install_peers.sh
 
 test: setup
 	$(BIN)/python -m pytest

@@ -28,10 +28,12 @@ VERBS = {
     "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
     "simulate": "what the worklist would be worth: minutes saved for bleeds, and what that costs the others",
     "experiment": "what slice context, calibration and thresholds are worth, on synthetic studies",
+    "serve": "the triage server: DICOM studies in, a prioritised worklist and DICOM results out",
+    "serve_demo": "the triage server at work on synthetic studies",
     "demo": "the main job, end to end, on synthetic studies or your own",
 }
 
-MODULES = {"phantom": "fastich.phantom.__main__"}
+MODULES = {"phantom": "fastich.phantom.__main__", "serve": "fastich.serve.__main__"}
 """Verbs whose ``main`` is not in ``fastich.<verb>``: a package keeps it in its ``__main__``."""
 
 

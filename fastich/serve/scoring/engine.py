@@ -114,11 +114,12 @@ class Engine:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Warm the model up and begin.
+        """Take over what an earlier process had begun, warm the model up and begin.
 
         Raises:
             ArtifactError: the model fails.
         """
+        self._store.free_instances()
         self._batcher.start()
         works: list[tuple[str, Callable[[], None]]] = [("lease", self._lease), ("write", self._write)]
         works += [(f"decode-{i}", lambda one=one: self._decode(one)) for i, one in enumerate(self._decoders[1:])]  # type: ignore[misc]
@@ -130,6 +131,13 @@ class Engine:
     def wake(self) -> None:
         """Tell that something may wait; costs nothing, from any thread."""
         self._news.set()
+
+    def trouble(self) -> str:
+        """Why nothing is scored, in one line; empty where all is well."""
+        if not self._threads:
+            return "scoring has not started"
+        ended = [thread.name for thread in self._threads if not thread.is_alive()]
+        return f"threads of scoring have ended: {', '.join(ended)}" if ended else ""
 
     def use(self, session: Session, study_session: StudySession | None) -> None:
         """Score with another model from now on; studies that are not final are scored again where the old one did.

@@ -90,6 +90,11 @@ def release_instances(transaction: Transaction, sop_uids: Sequence[str]) -> None
     transaction.many(RELEASE, [(sop_uid,) for sop_uid in sorted(sop_uids)])
 
 
+def free_instances(transaction: Transaction) -> None:
+    """Free what a process that is gone had leased; the try counts, for the instance may be what ended it."""
+    transaction.run("UPDATE instances SET leased_until = 0 WHERE state = 'waiting' AND leased_until > 0")
+
+
 def finish_instance(
     transaction: Transaction,
     sop_uid: str,

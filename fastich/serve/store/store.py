@@ -127,6 +127,10 @@ class Store:
         """Give back work that was taken and not finished; the try does not count."""
         self._door.write(scoring.release_instances, sop_uids)
 
+    def free_instances(self) -> None:
+        """Free what a process that is gone had leased; the one that starts says so. The try counts."""
+        self._door.write(scoring.free_instances)
+
     def finish_instance(
         self,
         sop_uid: str,
