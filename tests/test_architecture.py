@@ -265,7 +265,15 @@ SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklea
 
 @pytest.mark.parametrize(
     "module",
-    ["fastich.serve", "fastich.serve.session", "fastich.serve.study_session", "fastich.score", "fastich.dicom"],
+    [
+        "fastich.serve",
+        "fastich.serve.session",
+        "fastich.serve.study_session",
+        "fastich.serve.receive.dimse",
+        "fastich.serve.receive.upload",
+        "fastich.score",
+        "fastich.dicom",
+    ],
 )
 def test_serving_loads_no_training_code(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {SERVING_MUST_NOT_LOAD!r} if m in sys.modules])"
