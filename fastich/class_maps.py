@@ -1,8 +1,7 @@
-"""From a class map of the network's square back to the slice, and whether it points where a mask says. Numpy and scipy.
+"""Whether a class map, laid over its slice, points where a mask says. Numpy and scipy.
 
-A class map is a grid of cells over the square that the slice was centred in (``windowing.resize_area``), so cell (i, j)
-covers ``[i * s, (i + 1) * s)`` rows of that square, s = side / cells. It is coarse: at 256 px 8 x 8 cells, each 32 mm
-of a 256 mm field. What it can point at is a region, and pointing is told beside its chance level.
+A map (``class_map_grid``) is coarse: at 256 px 8 x 8 cells, each 32 mm of a 256 mm field. What it can point at is a
+region, and pointing is told beside its chance level.
 Source of the pointing game: Zhang et al., "Top-down neural attention by excitation backprop", IJCV 126 (2018) 1084; of
 the energy: Wang et al., "Score-CAM", CVPRW 2020, section 4.2.
 Shapes: H rows, W columns of a slice, h rows, w columns of a map.
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes, distance_transform_edt, label
 
+from fastich.class_map_grid import Floats, Mask, cells, peak, to_slice
 from fastich.types import HuArray
+
+__all__ = ["Floats", "Mask", "Pointing", "cells", "head", "peak", "pointing", "to_slice"]
 
 TISSUE_HU = -200
 """Between fat (about -100) and air (-1000): what is above counts as head."""
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,40 +39,6 @@ class Pointing:
     cell_chance: float
     energy: float | None
     mask_share: float
-
-
-def cells(length: int, side: int, count: int) -> NDArray[np.int64]:
-    """The cell of each pixel along one axis, int64 [length]: ``count`` cells over a square of ``side`` pixels."""
-    pad = (side - length) // 2
-    found: NDArray[np.int64] = ((np.arange(length) + pad + 0.5) * count / side).astype(np.int64)
-    return np.minimum(found, count - 1)
-
-
-def to_slice(map_hw: NDArray[np.floating], shape: tuple[int, int]) -> Floats:
-    """The map over the slice, bilinear between the centres of cells and flat beyond the outer ones: [H, W]."""
-    side = max(shape)
-    rows, columns = (_weights(length, side, count) for length, count in zip(shape, map_hw.shape, strict=True))
-    over: Floats = np.asarray(rows @ map_hw.astype(np.float64) @ columns.T, dtype=np.float64)
-    return over
-
-
-def _weights(length: int, side: int, count: int) -> Floats:
-    """Bilinear weights [length, count] of the cells for each pixel along one axis."""
-    pad = (side - length) // 2
-    place = np.clip((np.arange(length) + pad + 0.5) * count / side - 0.5, 0, count - 1)
-    return np.asarray(np.maximum(1 - np.abs(place[:, None] - np.arange(count)[None, :]), 0), dtype=np.float64)
-
-
-def peak(map_HW: Floats, head_HW: Mask) -> tuple[int, int]:
-    """Row and column of the largest value of a map in the head; of equals the middle one in reading order.
-
-    Only in the head, where a bleed can be: in the air around it a map may rise too, for a cell's features see the whole
-    slice.
-    """
-    inside = np.where(head_HW, map_HW, -np.inf)
-    largest = np.argwhere(inside == inside.max())
-    row, column = largest[len(largest) // 2]
-    return int(row), int(column)
 
 
 def head(hu: HuArray) -> Mask:

@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from fastich.errors import FastichError
 from fastich.labels import LABELS
 from fastich.metrics import DEFAULT_THRESHOLD, checked
+from fastich.predictive_values import ppv_npv
 
 Floats = NDArray[np.float64]
 Truth = NDArray[np.bool_]
@@ -144,28 +145,6 @@ def _between(chosen: float, score: Floats, label: str) -> float:
         return (1.0 + low) / 2
     middle = (chosen + low) / 2
     return middle if len(below) == 0 or middle > low else chosen
-
-
-def ppv_npv(
-    sensitivity: float | None, specificity: float | None, prevalence: float
-) -> tuple[float | None, float | None]:
-    """Positive and negative predictive value at a local prevalence, by Bayes; ``None`` where undefined.
-
-    Raises:
-        ValueError: a value lies outside 0..1.
-    """
-    for name, value in (("sensitivity", sensitivity), ("specificity", specificity), ("prevalence", prevalence)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected 0 to 1, found {value}")
-    if sensitivity is None or specificity is None:
-        return None, None
-    hits, alarms = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
-    misses, rejections = (1 - sensitivity) * prevalence, specificity * (1 - prevalence)
-    return _ratio(hits, alarms), _ratio(rejections, misses)
-
-
-def _ratio(right: float, wrong: float) -> float | None:
-    return right / (right + wrong) if right + wrong > 0 else None
 
 
 def predictive_values(

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
 DEBIAN = "/usr/lib/postgresql/*/bin/initdb"
 USERS = ("postgres", "nobody")
 SETTINGS = (
@@ -62,3 +65,10 @@ def cluster() -> Iterator[str]:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd="/", check=False)
     assert done.returncode == 0, f"{command[0]}: {done.stderr}"
+
+
+def create_database(urls: str, name: str) -> str:
+    """The URL of a new database ``name`` of the cluster."""
+    with psycopg.connect(urls.format("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return urls.format(name)

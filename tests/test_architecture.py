@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "metrics",
         "classification",
         "operating_points",
+        "predictive_values",
         "conformal",
         "statistics",
         "study_scores",
@@ -40,6 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dicom_header",
         "dicom_pixels",
         "dicom",
+        "gate_fields",
         "records",
         "rsna",
         "submission",
@@ -49,6 +51,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "preprocess",
         "calibration",
         "calibration_fit",
+        "class_map_grid",
         "class_maps",
     ),
     ("models", "loaders", "packing", "phantom", "report", "serve"),
@@ -88,7 +91,18 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "steps",
     ),
     # The triage server, above everything that it serves.
-    ("gate", "serve.entities", "serve.config", "serve.ordering", "serve.log", "serve.audit"),
+    (
+        "gate",
+        "gate_rules",
+        "eligibility",
+        "serve.entities",
+        "serve.render",
+        "serve.config",
+        "serve.config_file",
+        "serve.ordering",
+        "serve.log",
+        "serve.audit",
+    ),
     ("serve.store", "serve.spool"),
     (
         "serve.identity",
@@ -100,19 +114,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.dry_run",
     ),
     ("serve.receive", "serve.web"),
+    ("serve.web_server",),
     ("serve.server",),
-    ("serve.__main__", "simulate"),
+    ("serve.__main__", "simulation", "simulate"),
     ("demo", "experiment", "serve_demo", "cli"),
 )
 
 # Third-party library -> the only places (prefixes of module names) that may import it.
 DOORS: dict[str, tuple[str, ...]] = {
-    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs"),
-    "pynetdicom": ("serve.receive", "serve.outputs"),
+    "pydicom": ("dicom_parse", "dicom_pixels", "phantom", "serve.receive", "serve.outputs", "serve_demo"),
+    "pynetdicom": ("serve.receive", "serve.outputs", "serve_demo"),
     "highdicom": ("serve.outputs",),
     "starlette": ("serve.receive", "serve.web"),
-    "uvicorn": ("serve.server",),
-    "httpx": ("serve.outputs",),
+    "uvicorn": ("serve.web_server",),
+    "httpx": ("serve.outputs", "serve_demo"),
+    "PIL": ("serve.outputs",),
     "python_multipart": ("serve.receive",),
     "prometheus_client": ("serve.web",),
     "sqlite3": ("serve.store",),
@@ -164,6 +180,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "demo",
         "experiment",
         "subject",
+        "simulation",
     ),
 }
 
@@ -260,7 +277,7 @@ def test_no_import_hides_inside_a_function() -> None:
                 assert not hidden, f"{path.name}:{hidden} imports inside {node.name}"
 
 
-SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklearn", "matplotlib")
+SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklearn", "matplotlib", "scipy", "onnx")
 
 
 @pytest.mark.parametrize(
@@ -271,6 +288,14 @@ SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklea
         "fastich.serve.study_session",
         "fastich.serve.receive.dimse",
         "fastich.serve.receive.upload",
+        "fastich.serve.ingest",
+        "fastich.serve.housekeeping",
+        "fastich.serve.audit",
+        "fastich.serve.outputs.sender",
+        "fastich.serve.scoring.engine",
+        "fastich.serve.dry_run",
+        "fastich.gate",
+        "fastich.serve.web.app",
         "fastich.score",
         "fastich.dicom",
     ],
@@ -281,7 +306,7 @@ def test_serving_loads_no_training_code(module: str) -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["fastich.serve.session", "fastich.score"])
+@pytest.mark.parametrize("module", ["fastich.serve.session", "fastich.serve.web.app", "fastich.score"])
 def test_serving_works_where_training_packages_are_absent(module: str) -> None:
     code = f"import sys\nfor name in {SERVING_MUST_NOT_LOAD!r}: sys.modules[name] = None\nimport {module}\nprint('ok')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

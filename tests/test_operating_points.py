@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 from fastich import metrics
 from fastich.errors import FastichError
 from fastich.labels import LABELS
-from fastich.operating_points import choose, fallback_labels, parse_rule, ppv_npv, predictive_values
+from fastich.operating_points import choose, fallback_labels, parse_rule, predictive_values
+from fastich.predictive_values import ppv_npv
 
 
 def made_up(num_slices: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

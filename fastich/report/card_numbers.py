@@ -10,7 +10,8 @@ from typing import Any
 
 from fastich.labels import LABELS
 from fastich.metrics import NO_NEGATIVES
-from fastich.operating_points import PREVALENCES, ppv_npv
+from fastich.operating_points import PREVALENCES
+from fastich.predictive_values import ppv_npv
 from fastich.report.card_parts import (
     NOT_STATED,
     UNDEFINED,

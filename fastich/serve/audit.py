@@ -1,8 +1,8 @@
 """Who did what, and what left: one JSON line each, and where a site has an audit record repository a syslog message.
 
 The lines are on the disk before ``record`` returns. Whatever fails here is logged once and never stops care: a reader
-must see a bleed though the audit disk is full. No patient names or ids, and so no patient among the objects of a message
-(which PS3.15 wants for some): studies stand by their UID.
+must see a bleed though the audit disk is full. No patient names or ids, and so no patient among the objects of a
+message (which PS3.15 wants for some): studies stand by their UID.
 
 Source: PS3.15 A.5 (messages), A.6 (RFC 5424, and UDP by RFC 5426).
 """
