@@ -163,10 +163,14 @@ def store_rq(sop_uid: str, *, sop_class: str = CT_IMAGE, field: int = 1, has_dat
 def raw_association(port: int) -> socket.socket:
     """A socket with an accepted association."""
     peer = socket.create_connection(("127.0.0.1", port), timeout=5)
-    peer.sendall(associate_rq())
-    header = peer.recv(6, socket.MSG_WAITALL)
-    assert header[0] == 2, f"expected A-ASSOCIATE-AC, found PDU type {header[0]}"
-    peer.recv(struct.unpack(">L", header[2:])[0], socket.MSG_WAITALL)
+    try:
+        peer.sendall(associate_rq())
+        header = peer.recv(6, socket.MSG_WAITALL)
+        assert header[0] == 2, f"expected A-ASSOCIATE-AC, found PDU type {header[0]}"
+        peer.recv(struct.unpack(">L", header[2:])[0], socket.MSG_WAITALL)
+    except BaseException:
+        peer.close()
+        raise
     return peer
 
 

@@ -286,6 +286,8 @@ SERVING_MUST_NOT_LOAD = ("torch", "torchvision", "nvidia.dali", "pandas", "sklea
         "fastich.serve",
         "fastich.serve.session",
         "fastich.serve.study_session",
+        "fastich.serve.receive.dimse",
+        "fastich.serve.receive.upload",
         "fastich.serve.ingest",
         "fastich.serve.housekeeping",
         "fastich.serve.audit",

@@ -1,5 +1,6 @@
 """The storage SCP against real peers: DCMTK's storescu, echoscu and dcmsend, and pynetdicom as SCU."""
 
+import contextlib
 import hashlib
 import subprocess
 import threading
@@ -218,6 +219,14 @@ def test_one_association_too_many_is_told_to_come_back(tmp_path: Path) -> None:
         wait_until(lambda: not port.server._server.connections)
         with scu(port.number) as again:
             assert again.is_established
+
+
+def test_as_many_associations_as_the_configuration_says_are_open_at_a_time(tmp_path: Path) -> None:
+    with dicom_port(tmp_path, max_sockets_per_address=25) as port, contextlib.ExitStack() as stack:
+        for _ in range(DicomConfig().max_associations):
+            stack.enter_context(raw_association(port.number))
+        with pytest.raises(AssertionError, match="found PDU type 3"):
+            raw_association(port.number)
 
 
 def test_every_storage_class_is_offered_in_every_syntax_that_is_read_and_none_deflated(tmp_path: Path) -> None:

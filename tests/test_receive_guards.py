@@ -1,10 +1,12 @@
 """The DICOM port against broken and hostile peers, over raw sockets."""
 
+import contextlib
 import gc
 import hashlib
 import inspect
 import json
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -22,6 +24,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import StateMachine
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler, ThreadedAssociationServer
 from receive_data import (
@@ -34,6 +37,7 @@ from receive_data import (
     open_ingest,
     pdu,
     raw_association,
+    raw_store,
     scu,
     status_of,
     store_rq,
@@ -60,6 +64,7 @@ INTERNALS: tuple[Callable[..., Any], ...] = (
     DULServiceProvider._read_pdu_data,
     DULServiceProvider._is_transport_event,
     DULServiceProvider.run_reactor,
+    StateMachine.do_action,
     StorageServiceClass.SCP,
     AssociationSocket.__init__,
     AssociationSocket.recv,
@@ -73,7 +78,7 @@ INTERNALS: tuple[Callable[..., Any], ...] = (
 def test_the_internals_of_pynetdicom_that_the_guards_stand_on_are_those_that_were_read() -> None:
     source = "".join(inspect.getsource(one) for one in INTERNALS)
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    assert (pynetdicom.__version__, digest) == (guards.PYNETDICOM_VERSION, "d36f379a2efeec18"), (
+    assert (pynetdicom.__version__, digest) == (guards.PYNETDICOM_VERSION, "ef6a8ff751d089d3"), (
         f"guards.py stands on internals of pynetdicom {guards.PYNETDICOM_VERSION}; this is {pynetdicom.__version__}: "
         "read what changed in the functions of INTERNALS, then in guards.py, then write the new pair here"
     )
@@ -368,10 +373,57 @@ def test_300_connections_that_close_leave_descriptors_and_threads_as_they_were(t
                     peer.sendall(associate_rq())
         wait_until(lambda: not threads_of_dicom(), 20)
         gc.collect()
-        assert threading.active_count() <= before[0]
-        assert _descriptors() <= before[1]
+        wait_until(lambda: threading.active_count() <= before[0])
+        wait_until(lambda: _descriptors() <= before[1])
         with scu(port.number) as association:
             assert association.is_established
+
+
+def test_mutated_conversations_never_stop_the_server_and_leave_nothing(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    whole = associate_rq() + raw_store(1) + pdu(5, bytes(4))
+    with dicom_port(tmp_path, max_sockets_per_address=200, max_associations=200) as port:
+        for index in range(150):
+            content = bytearray(whole)
+            for _ in range(rng.randrange(1, 8)):
+                content[rng.randrange(len(content) if index % 2 else 600)] = rng.randrange(256)
+            with socket.create_connection(("127.0.0.1", port.number)) as peer, contextlib.suppress(OSError):
+                peer.sendall(content[: rng.randrange(200, len(content))] if index % 3 == 0 else content)
+                peer.shutdown(socket.SHUT_WR)
+        wait_until(lambda: not threads_of_dicom(), 20)
+        assert not incoming_files(port.ingest)
+        assert not port.of("error"), "each was taken, refused or cut for a reason"
+        with raw_association(port.number) as peer:
+            peer.sendall(raw_store(2))
+            assert status_of(peer) == 0
+
+
+def test_a_flood_fills_a_bounded_queue_and_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    ingest = open_ingest(tmp_path, max_waiting=60)
+    num_senders, num_each = 4, 40
+    statuses: dict[int, int] = {}
+
+    def sender(index: int, port: int) -> None:
+        with raw_association(port) as peer:
+            for number in range(index * num_each, (index + 1) * num_each):
+                peer.sendall(raw_store(number))
+                statuses[number] = status_of(peer)
+
+    with dicom_port(tmp_path, ingest=ingest) as port:
+        threads = [threading.Thread(target=sender, args=(index, port.number)) for index in range(num_senders)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    taken = [number for number, status in statuses.items() if status == 0]
+    assert {status for number, status in statuses.items() if number not in taken} == {0xA700}
+    assert len(statuses) == num_senders * num_each
+    assert 60 <= len(taken) < 60 + num_senders, "each sender may be past the check when the queue fills"
+    for number in taken:
+        found = ingest._store.find_instance(f"{ROOT}.1.1.{number}")
+        assert found is not None
+        assert ingest.spool.path_of(found.object_name).is_file()
+    assert len(stored_files(ingest)) == len(taken)
 
 
 def test_a_connection_that_closes_frees_its_place_at_once(tmp_path: Path) -> None:

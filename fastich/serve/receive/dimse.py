@@ -23,7 +23,7 @@ from fastich.serve.entities import Origin
 from fastich.serve.ingest import Ingest, IngestRefused
 from fastich.serve.receive.connection import limits_of
 from fastich.serve.receive.guards import configure
-from fastich.serve.receive.listener import Contexts, GuardedServer
+from fastich.serve.receive.listener import MAX_SOCKETS, Contexts, GuardedServer
 from fastich.serve.receive.reasons import ANSWERS, PROCESSING_FAILURE, SUCCESS, Report
 from fastich.serve.receive.tls import server_context
 
@@ -70,6 +70,7 @@ class DicomServer:
         entity = ApplicationEntity(config.ae_title)
         entity.acse_timeout, entity.dimse_timeout = config.acse_timeout_s, config.dimse_timeout_s
         entity.network_timeout = None  # the watch on each connection knows when it waits for us
+        entity.maximum_associations = MAX_SOCKETS  # its own count, of threads; ours is of what was accepted
         entity.maximum_pdu_size = MAX_PDU_BYTES
         try:
             self._server = GuardedServer(

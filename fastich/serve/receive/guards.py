@@ -7,6 +7,7 @@ What stock pynetdicom allows, and what stands here in its place:
 - a data set is held in memory, twice; a command set has no cap -> ``GuardedDimse``: data goes to a file of the spool
   with a cap (as ``_config.STORE_RECV_CHUNKED_DATASET`` does, which knows neither cap nor folder, and leaves the file
   of a cut association behind); commands end at 4 KiB
+- a PDU whose items contradict each other ends the thread that reads with a traceback -> ``GuardedMachine``
 - requests queue up without end, each with an open file -> nothing is read while one is being served
 - each N-EVENT-REPORT starts a thread -> only C-STORE and C-ECHO requests get through
 - a UID that breaks PS3.5 9.1 ends the association, with all that was still to come -> it is answered 0x0117
@@ -22,6 +23,7 @@ import socket
 import struct
 from typing import Any, cast
 
+from pydicom import config
 from pydicom.uid import UID
 from pynetdicom import _config
 from pynetdicom.association import Association
@@ -29,6 +31,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
@@ -59,7 +62,11 @@ SOP_CLASS, SOP_UID = 0x00000002, 0x00001000
 
 
 def configure() -> None:
-    """pynetdicom's own switches, for the whole process: legal UIDs only, and no log of what a peer says."""
+    """The libraries' own switches, for the whole process: legal UIDs only, and no log or warning of what a peer says.
+
+    pydicom would warn of each illegal UID with its text, and Python remembers each warning's text for ever.
+    """
+    config.settings.reading_validation_mode = config.IGNORE
     _config.ENFORCE_UID_CONFORMANCE = True
     _config.STORE_RECV_CHUNKED_DATASET = False
     _config.LOG_HANDLER_LEVEL = "none"
@@ -136,6 +143,22 @@ class GuardedSocket(AssociationSocket):
     def _refuse(self, reason: str) -> None:
         self._connection.cut(reason)
         raise ConnectionAbortedError(reason)
+
+
+class GuardedMachine(StateMachine):
+    """The state machine of PS3.8 section 9.2, whose errors end one association and not in a traceback of its thread."""
+
+    def __init__(self, association: Association, connection: Connection) -> None:
+        super().__init__(association.dul)
+        self._connection = connection
+
+    def do_action(self, event: str) -> None:
+        """Act on an event; what cannot be acted on is the peer's fault."""
+        try:
+            super().do_action(event)
+        except Exception as error:
+            self._connection.cut(f"a PDU that is none: {type(error).__name__}")
+            self.dul.kill_dul()
 
 
 class GuardedDimse(DIMSEServiceProvider):

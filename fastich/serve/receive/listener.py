@@ -20,11 +20,12 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from fastich.serve.ingest import Ingest
 from fastich.serve.receive.connection import Connection, Limits
-from fastich.serve.receive.guards import GuardedDimse, GuardedSocket
+from fastich.serve.receive.guards import GuardedDimse, GuardedMachine, GuardedSocket
 from fastich.serve.receive.reasons import Report
 
 MAX_SOCKETS = 256
 WATCH_S = 0.1
+LAST_S = 1.0
 
 
 class Contexts(list[PresentationContext]):
@@ -46,12 +47,14 @@ class GuardedHandler(RequestHandler):
         association = self._create_association()
         association.dul.event_queue.get_nowait()  # of the socket that is replaced: each announces its connection
         association.dul.socket = GuardedSocket(association, connection)
+        association.dul.state_machine = GuardedMachine(association, connection)
         association.dimse = GuardedDimse(association, connection, server.ingest, server.report)
         with server.watched(connection):
             association.start()
             while association.is_alive():
                 association.join(WATCH_S)
                 self._watch(association, connection)
+            association.dul.join(LAST_S)
             association.dimse.discard()
         if connection.was_cut:
             server.report("cut", {"address": connection.address, "reason": connection.was_cut})
