@@ -17,9 +17,9 @@ from bench_infer import compare, reference, serving_graph
 from case import Case
 from contest import Contender, Work, WrongOutputError
 from model import exported
-from peers.files import dicom_hu
 from PIL import Image
 from preprocessing import MEAN, STD, eight_bit_windows
+from rivals.files import dicom_hu
 
 from fastich import dicom, ops, score
 from fastich.hu import to_record

@@ -73,7 +73,7 @@ def peers(case: Case) -> list[Contender]:
         arguments = {"kind": kind, **files}
         return Contender(
             name=name,
-            make="peers.files:loader",
+            make="rivals.files:loader",
             arguments=arguments,
             limit=limit,
             baseline=baseline,
@@ -89,25 +89,28 @@ def peers(case: Case) -> list[Contender]:
         file("raw .npy, DataLoader, windows in the main process", "npy-plane", between),
         Contender(
             name="WebDataset",
-            make="peers.webdataset_tar:loader",
+            make="rivals.webdataset_tar:loader",
             arguments={"records": case.half, **common},
             limit=between,
             ceiling="all cores",
         ),
         Contender(
             name="MosaicML Streaming",
-            make="peers.mosaic_mds:loader",
+            make="rivals.mosaic_mds:loader",
             arguments={"records": case.half, **common},
             limit=between,
             ceiling="all cores",
         ),
         Contender(
-            name="FFCV", make="peers.ffcv_beton:loader", arguments={"records": case.half, **common}, ceiling="all cores"
+            name="FFCV",
+            make="rivals.ffcv_beton:loader",
+            arguments={"records": case.half, **common},
+            ceiling="all cores",
         ),
         *(
             Contender(
                 name=f"DALI on the CPU, {graph} stock graph",
-                make="peers.dali_stock:loader",
+                make="rivals.dali_stock:loader",
                 arguments={"graph": graph, "records": case.raw, **common},
                 limit="the cores: one pass over the slice an operator",
                 ceiling="all cores",

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from case import MOST_FILES, Case, first_files
 from contest import Contender, Work, WrongOutputError
-from peers.files import dicom_hu, write_one
+from rivals.files import dicom_hu, write_one
 
 from fastich import dicom, ops
 from fastich.hu import to_record

@@ -5,11 +5,13 @@ from ``--records``. ``half``, ``flat`` and ``raw`` hold the same rows in the sam
 work: half-first LBP as pack writes it, LBP in the flat mode, uint16 as it is.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +78,16 @@ class Case:
     def derived(self) -> Path:
         """What peers and stages make of the records; goes when the records change."""
         return self.work / "derived"
+
+
+@contextlib.contextmanager
+def work_folder(kept: Path | None) -> Iterator[Path]:
+    """``kept``, or a folder that goes when the run ends."""
+    if kept:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="fastich-bench-") as scratch:
+        yield Path(scratch)
 
 
 def make_case(

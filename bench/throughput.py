@@ -14,7 +14,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,8 +30,9 @@ import bench_train
 import ceilings
 import model
 import torch
-from case import BATCH, Case, make_case
+from case import BATCH, Case, make_case, work_folder
 from chart import draw
+from commit import commit
 from contest import Contender, Result, Work, compete, one_line
 from goals import goal_table, goals
 from projection import CARDS, project
@@ -99,15 +99,6 @@ def flags() -> argparse.ArgumentParser:
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     made.add_argument("--project-to", choices=tuple(CARDS), help="print a roofline projection for a card and stop")
     return made
-
-
-@contextlib.contextmanager
-def work_folder(kept: Path | None) -> Iterator[Path]:
-    if kept:
-        yield kept
-        return
-    with tempfile.TemporaryDirectory(prefix="fastich-bench-") as scratch:
-        yield Path(scratch)
 
 
 def measure(stage: str, case: Case, rounds: int, seconds: float) -> list[Result]:
@@ -190,18 +181,6 @@ def run_facts(case: Case, args: argparse.Namespace, rounds: int, seconds: float)
     }  # fmt: skip
     gpu = {"gpu": device_name(torch.device("cuda"))} if case.device == "cuda" else {}
     return {"host": host() | gpu, "versions": versions(), "commit": commit(), "ops": ops.backend(), "config": config}
-
-
-def commit() -> str | None:
-    """The short commit of this tree, with ``+`` where files differ from it; None outside git."""
-    here = Path(__file__).parent
-    try:
-        git = ["git", "-C", str(here)]
-        found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def title(facts: dict[str, Any]) -> str:

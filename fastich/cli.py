@@ -22,9 +22,11 @@ VERBS = {
     "submit": "write the challenge's submission file for records of its test set",
     "export": "write the trained network as ONNX and TorchScript with the preprocessing inside",
     "model_card": "what a model folder holds, is for and is worth, in words: Markdown and HTML",
+    "gate": "which studies, series and slices the server would score, and why not the others",
     "score": "score DICOM files, folders or studies with an exported model",
     "explain": "where findings come from: key slices with class maps over them, and whether the maps point at masks",
     "recalibrate": "fit an exported model to a site's own outcomes, without retraining",
+    "simulate": "what the worklist would be worth: minutes saved for bleeds, and what that costs the others",
     "experiment": "what slice context, calibration and thresholds are worth, on synthetic studies",
     "demo": "the main job, end to end, on synthetic studies or your own",
 }

@@ -23,7 +23,7 @@ from fastich.errors import UsageError
 from fastich.export_evaluation import read_evaluation, shipped_config
 from fastich.files import atomic_path
 from fastich.model_card import publish
-from fastich.models.sequence import SequenceModel
+from fastich.models.sequence import SequenceNetwork
 from fastich.models.study_onnx import study_onnx_bytes
 from fastich.parity import Answer, check_parity, difference, worse_of
 from fastich.study_contract import STUDY_FILE, STUDY_INPUTS, STUDY_OUTPUTS, STUDY_ROLE, StudyPart, to_document
@@ -124,7 +124,7 @@ def sequences(embedding_NC: Floats, logit_NK: Floats, seed: int = 0) -> Iterator
 
 def measure(
     content: bytes,
-    model: SequenceModel,
+    model: SequenceNetwork,
     calibrations: list[Calibration],
     series: list[Sequence3],
     thresholds: tuple[Thresholds, Thresholds],
@@ -145,7 +145,7 @@ def _joined(parts: list[Answer]) -> Answer:
     return probability, logit
 
 
-def _torch_answers(model: SequenceModel, calibrations: list[Calibration], given: Sequence3) -> tuple[Answer, Answer]:
+def _torch_answers(model: SequenceNetwork, calibrations: list[Calibration], given: Sequence3) -> tuple[Answer, Answer]:
     """Of the slices and of the study, [1, 6]."""
     embedding, logit, gap_mm = (torch.from_numpy(one)[None] for one in given)
     with torch.inference_mode():

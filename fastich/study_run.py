@@ -15,7 +15,7 @@ from torch import nn
 from fastich.checkpoint import BEST, LAST, LoadedRun, load, load_run, weights_sha256
 from fastich.errors import CheckpointError, FastichError
 from fastich.folds import fold_config
-from fastich.models.sequence import SequenceModel
+from fastich.models.sequence import SequenceNetwork
 from fastich.records.reader import RecordReader
 from fastich.training.embedder import stores_of
 from fastich.training.feed import Feed
@@ -43,7 +43,7 @@ class LoadedStudyRun:
     """
 
     path: Path
-    sequence: SequenceModel
+    sequence: SequenceNetwork
     cnn: LoadedRun
     config: dict[str, Any]
     dataset_sha256: str
@@ -57,7 +57,7 @@ def load_study_run(path: Path, which: str = "best", *, cnn: Path | None = None) 
 
     Args:
         path: what ``python -m fastich.train_study --out`` wrote.
-        which: ``best`` (lowest validation log loss) or ``last``.
+        which: ``best`` (what the run kept) or ``last``.
         cnn: the CNN's run folder, where it does not lie as it did to the study run's.
 
     Raises:

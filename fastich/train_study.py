@@ -1,9 +1,11 @@
 """Train the sequence model: what a trained CNN says of each slice of a study -> what the whole study says of it.
 
-The CNN runs once over the records (and once more for each of ``--embedding-passes``); what it says is kept in the
-records' side folder. Then an epoch is a second. The model starts as the CNN's own answer and the checkpoint with the
-lowest log loss of validation slices is kept, so on validation it is never worse than the CNN. Of a k-fold run folder
-(RUN/fold-0 and so on) each fold gets its own sequence model in OUT/fold-k.
+The CNN runs once over the records, and for each of ``--embedding-passes`` over augmented training slices, from which
+alone the model learns; what it says is kept in the records' side folder. Then an epoch is a second. The model starts as
+the CNN's own answer, and the last epoch is kept that undercuts it on validation slices, so there it is never worse than
+the CNN. To choose among epochs by the log loss of few patients costs more than it brings: it ends before the learning
+rate does, and what it takes for overfitting is mostly overconfidence, which calibration takes away (docs/trust.md). Of
+a k-fold run folder (RUN/fold-0 and so on) each fold gets its own sequence model in OUT/fold-k.
 
 A study run folder holds config.json, metrics.jsonl, checkpoints/ and, written last, run.json.
 """
@@ -192,7 +194,7 @@ def _finish(job: StudyJob, position: Position) -> dict[str, Any]:
     write_json(job.config.out / RUN_JSON, summary)
     found = summary["val"]
     verb.say(
-        f"best epoch {position.stopping.best_epoch + 1}: validation log loss {found['log_loss']:.4f}, CNN alone "
+        f"kept: epoch {position.stopping.best_epoch + 1}: validation log loss {found['log_loss']:.4f}, CNN alone "
         f"{found['cnn_log_loss']:.4f}; {position.seconds:.0f} s; {job.folder.best}"
     )
     return summary

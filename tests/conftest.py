@@ -24,18 +24,19 @@ def emulated_library(tmp_path_factory):
 @pytest.fixture(scope="session")
 def postgres_urls():
     """URLs of databases, the name of one in place of ``{}``, in a cluster of this run's own."""
+    if programs() is None and not os.environ.get("CI"):
+        pytest.skip("initdb: not installed (deploy/install_peers.sh)")
     with cluster() as urls:
         yield urls
 
 
-POSTGRES = pytest.mark.skipif(
-    programs() is None and not os.environ.get("CI"), reason="initdb: not installed (deploy/install_peers.sh)"
-)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=POSTGRES)])
+@pytest.fixture(params=["sqlite", "postgres"])
 def database(request, tmp_path):
     """A database that is not there yet, or is empty: what ``open_store`` takes."""
-    if request.param == "sqlite":
-        return tmp_path / "fastich.sqlite"
-    return create_database(request.getfixturevalue("postgres_urls"), f"t{secrets.token_hex(8)}")
+    return tmp_path / "fastich.sqlite" if request.param == "sqlite" else request.getfixturevalue("postgres_database")
+
+
+@pytest.fixture
+def postgres_database(postgres_urls):
+    """The URL of an empty database."""
+    return create_database(postgres_urls, f"t{secrets.token_hex(8)}")

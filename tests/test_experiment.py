@@ -88,6 +88,8 @@ def test_steps_are_the_commands_in_order(tmp_path: Path, monkeypatch: pytest.Mon
         *("phantom", "pack", "leakage", "train", "train_study"),
         *("evaluate", "evaluate", "compare", "export", "explain"),
     ]
+    words = dict(asked)["train_study"]
+    assert words[words.index("--embedding-passes") + 1] == "4"
     assert asked[-1][1][-2:] == [str(out / "dicom" / "stage_2_train" / name) for name in ("1", "2")]
     assert found["seconds"]["total"] >= 0
     assert json.loads((out / "summary.json").read_text())["seconds"]["train"] == 1.0

@@ -19,6 +19,7 @@ from fastich.export_evaluation import EVALUATION_KEYS, STUDY_KEYS
 from fastich.export_study import PAIR, PARITY_LENGTHS, add_study, sequences
 from fastich.labels import LABELS
 from fastich.model_card import HTML_FILE, MARKDOWN_FILE
+from fastich.models.sequence import SequenceEnsemble
 from fastich.models.study_onnx import study_onnx_bytes
 from fastich.serve.study_session import open_study_session
 from fastich.study_contract import STUDY_FILE, from_document
@@ -42,8 +43,9 @@ def loaded_run(seed: int = 0) -> LoadedRun:
     )
 
 
-def study_run(cnn: LoadedRun, variant: str = "gru") -> LoadedStudyRun:
-    sequence = sequence_model(cnn.model.embedding_size, variant)
+def study_run(cnn: LoadedRun, variant: str = "gru", members: int = 1) -> LoadedStudyRun:
+    made = [sequence_model(cnn.model.embedding_size, variant, 3 + number) for number in range(members)]
+    sequence = made[0] if members == 1 else SequenceEnsemble(made).eval()
     return LoadedStudyRun(
         path=Path("studyrun"),
         sequence=sequence,
@@ -103,11 +105,11 @@ def write_evaluation(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("variant", ["gru", "difference"])
+@pytest.mark.parametrize(("variant", "members"), [("gru", 1), ("difference", 1), ("difference", 3)])
 def test_folder_holds_a_sequence_model_that_opens(
-    tmp_path: Path, cnn: LoadedRun, artifact: Artifact, variant: str
+    tmp_path: Path, cnn: LoadedRun, artifact: Artifact, variant: str, members: int
 ) -> None:
-    loaded = study_run(cnn, variant)
+    loaded = study_run(cnn, variant, members)
     finished = add_study(tmp_path, artifact, loaded, None, seen(cnn))
     assert load_artifact(tmp_path) == read_manifest(tmp_path)
     assert finished.files.keys() == {"model.onnx", STUDY_FILE}

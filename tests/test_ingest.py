@@ -229,6 +229,14 @@ def test_object_of_another_kind_is_taken_in_too(ingest: Ingest, spool: Spool, st
     assert ingest.accept(received(spool, data), ORIGIN).sop_class_uid == report
 
 
+def test_fact_15_reports_of_one_uid_that_differ_are_a_conflict_for_they_have_no_pixels(
+    ingest: Ingest, spool: Spool
+) -> None:
+    first, other = (ct_bytes(1, PixelData=None, StudyDescription=words) for words in ("a", "b"))
+    ingest.accept(received(spool, first), ORIGIN)
+    assert ingest.accept(received(spool, other), ORIGIN).conflict
+
+
 def test_large_object_is_taken_in_without_holding_it(ingest: Ingest, spool: Spool, store: Store) -> None:
     data = ct_bytes(1, PixelData=bytes(9 * 2**20))
     ingest.accept(received(spool, data), ORIGIN)

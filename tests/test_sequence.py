@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from fastich.models.sequence import VARIANTS, SequenceModel, gap_features, reverse_slices, study_wide
+from fastich.models.sequence import (
+    VARIANTS,
+    SequenceEnsemble,
+    SequenceModel,
+    gap_features,
+    members_of,
+    reverse_slices,
+    study_wide,
+)
 
 NAN = float("nan")
 
@@ -13,8 +21,8 @@ def study(length: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
     return torch.randn(1, length, 8, generator=made), torch.randn(1, length, 6, generator=made), gap
 
 
-def model(variant: str = "gru") -> SequenceModel:
-    torch.manual_seed(1)
+def model(variant: str = "gru", seed: int = 1) -> SequenceModel:
+    torch.manual_seed(seed)
     made = SequenceModel(8, variant=variant, projection_size=5, hidden_size=4).eval()
     for head in (made.slice_head, made.study_head):
         torch.nn.init.normal_(head.weight)
@@ -79,3 +87,19 @@ def test_reversal_leaves_padding_behind() -> None:
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="variant: expected gru or difference, found 'lstm'"):
         SequenceModel(8, variant="lstm")
+
+
+def test_an_ensemble_says_the_mean_of_its_members() -> None:
+    members = [model("gru", 1), model("difference", 2), model("gru", 3)]
+    given = (*study(6), torch.ones(1, 6, dtype=torch.bool))
+    found, said = SequenceEnsemble(members).eval()(*given), [member(*given) for member in members]
+    for name in ("slices", "study", "auxiliary"):
+        parts = [getattr(one, name) for one in said]
+        assert torch.allclose(getattr(found, name), sum(parts) / 3, atol=1e-6), name
+        assert not torch.allclose(parts[0], parts[2], atol=0.1), "the members must differ"
+
+
+def test_members_are_those_of_the_ensemble_or_the_model_itself() -> None:
+    alone, other = model(), model("difference")
+    assert members_of(alone) == [alone]
+    assert members_of(SequenceEnsemble([alone, other])) == [alone, other]

@@ -225,6 +225,22 @@ def test_instance_that_is_finished_twice_keeps_the_first_result(store: Store) ->
     assert [one.header.sop_uid for one in store.scored_slices(study_uid(1))] == [uid(1)]
 
 
+def test_slices_that_are_scored_again_replace_those_before_and_are_no_news(store: Store) -> None:
+    for number in (1, 2, 3):
+        store.add_instance(instance(number), WHO)
+    store.finish_instance(uid(1), InstanceState.SCORED, slices=[scored_slice(1)])
+    store.finish_instance(uid(2), InstanceState.NOT_EVALUATED, "needs its neighbours")
+    store.add_partial(study_uid(1), 3, outcome())
+    again = {uid(number): [scored_slice(10 + number, frame=frame) for frame in (0, 1)] for number in (1, 2, 3, 99)}
+    store.rescore_instances("in order", again)
+    found = store.scored_slices(study_uid(1))
+    assert [one.header for one in found] == [one.header for number in (1, 2) for one in again[uid(number)]]
+    states = {one.sop_uid: (one.state, one.reason, one.detail) for one in store.instances_of(study_uid(1))}
+    assert states[uid(1)] == states[uid(2)] == (InstanceState.SCORED, "", "in order")
+    assert states[uid(3)] == (InstanceState.WAITING, "", "")
+    assert store.partial_studies(10) == []
+
+
 def test_study_is_due_when_it_was_quiet_and_nothing_waits(store: Store, clock: Clock) -> None:
     store.add_instance(instance(1, at=clock.now), WHO)
     clock.now += 100
@@ -464,7 +480,7 @@ def test_no_event_names_a_patient(store: Store) -> None:
     finish(store, deliveries=[("pacs", "sr")])
     store.acknowledge(study_uid(1), "reader")
     store.add_comment(study_uid(1), "reader", "about SECRET^NAME")
-    (leased,) = store.lease_deliveries(1, 10)
+    (leased,) = store.lease_deliveries(1, 10, destination="pacs")
     store.delivered(leased.delivery_id, 1.0)
     told = str(store.events_after(0, 100))
     assert "SECRET" not in told
@@ -479,7 +495,7 @@ def test_counts_are_by_state_with_the_age_of_the_oldest_waiting(store: Store, cl
     found = store.counts()
     assert found["instances"] == {"waiting": 2, "scored": 1, "not evaluated": 0, "failed": 0}
     assert found["studies"] == {"receiving": 2, "scored": 1, "not evaluated": 0, "failed": 0}
-    assert found["deliveries"] == {"pending": 1, "delivered": 0, "dead": 0}
+    assert found["deliveries"] == {"pending": 1, "delivered": 0, "dead": 0, "superseded": 0}
     assert (found["waiting"], found["oldest_waiting_s"]) == (2, 2.0)
 
 
@@ -519,48 +535,81 @@ def sent(store: Store) -> Callable[[], Delivery]:
 def test_delivery_is_leased_to_one_taker_until_the_lease_runs_out(
     store: Store, clock: Clock, sent: Callable[[], Delivery]
 ) -> None:
-    (leased,) = store.lease_deliveries(5, 30)
+    (leased,) = store.lease_deliveries(5, 30, destination="pacs")
     assert (leased.attempts, leased.state, leased.kind) == (1, DeliveryState.PENDING, "sr")
-    assert store.lease_deliveries(5, 30) == []
+    assert store.lease_deliveries(5, 30, destination="pacs") == []
     clock.now += 30
-    assert [one.attempts for one in store.lease_deliveries(5, 30)] == [2]
+    assert [one.attempts for one in store.lease_deliveries(5, 30, destination="pacs")] == [2]
 
 
 def test_delivered_message_is_never_leased_again(store: Store, clock: Clock, sent: Callable[[], Delivery]) -> None:
-    (leased,) = store.lease_deliveries(5, 30)
+    (leased,) = store.lease_deliveries(5, 30, destination="pacs")
     store.delivered(leased.delivery_id, 123.5)
     store.delivered(leased.delivery_id, 456.0)
     store.delivery_failed(leased.delivery_id, "late", None)
     clock.now += 1000
-    assert store.lease_deliveries(5, 30) == []
+    assert store.lease_deliveries(5, 30, destination="pacs") == []
     assert (sent().state, sent().delivered_at, sent().last_error) == (DeliveryState.DELIVERED, 123.5, "")
     assert kinds(store)[-1] == ("delivery", "")
     assert store.events_after(0, 100)[-1].values["delivery"]["state"] == "delivered"
 
 
 def test_failed_delivery_is_tried_again_at_its_time(store: Store, clock: Clock, sent: Callable[[], Delivery]) -> None:
-    (leased,) = store.lease_deliveries(5, 30)
+    (leased,) = store.lease_deliveries(5, 30, destination="pacs")
     store.delivery_failed(leased.delivery_id, "refused", clock.now + 60)
     assert (sent().state, sent().last_error, sent().next_at) == (DeliveryState.PENDING, "refused", clock.now + 60)
     clock.now += 59
-    assert store.lease_deliveries(5, 30) == []
+    assert store.lease_deliveries(5, 30, destination="pacs") == []
     clock.now += 1
-    assert [one.attempts for one in store.lease_deliveries(5, 30)] == [2]
+    assert [one.attempts for one in store.lease_deliveries(5, 30, destination="pacs")] == [2]
 
 
 def test_dead_letter_waits_until_somebody_sends_it_again(
     store: Store, clock: Clock, sent: Callable[[], Delivery]
 ) -> None:
-    (leased,) = store.lease_deliveries(5, 30)
+    (leased,) = store.lease_deliveries(5, 30, destination="pacs")
     assert not store.requeue(leased.delivery_id)
     store.delivery_failed(leased.delivery_id, "gone", None)
     clock.now += 1000
-    assert store.lease_deliveries(5, 30) == []
+    assert store.lease_deliveries(5, 30, destination="pacs") == []
     (dead,) = store.dead_letters()
     assert (dead.state, dead.last_error) == (DeliveryState.DEAD, "gone")
     assert store.requeue(dead.delivery_id)
     assert store.dead_letters() == []
-    assert [one.attempts for one in store.lease_deliveries(5, 30)] == [1]
+    assert [one.attempts for one in store.lease_deliveries(5, 30, destination="pacs")] == [1]
+
+
+def test_deliveries_are_leased_for_the_destination_that_asks(store: Store) -> None:
+    store.add_instance(instance(1), WHO)
+    finish(store, deliveries=[("pacs", "sr"), ("archive", "sr"), ("archive", "sc")])
+    assert store.destinations_waiting() == ["archive", "pacs"]
+    assert [one.destination for one in store.lease_deliveries(5, 30, destination="archive")] == ["archive"] * 2
+    assert [one.destination for one in store.lease_deliveries(5, 30, destination="pacs")] == ["pacs"]
+    assert store.lease_deliveries(5, 30, destination="nobody") == []
+
+
+def test_what_a_process_that_is_gone_had_leased_is_free_again(store: Store, sent: Callable[[], Delivery]) -> None:
+    store.lease_deliveries(5, 30, destination="pacs")
+    store.release_deliveries()
+    assert [one.attempts for one in store.lease_deliveries(5, 30, destination="pacs")] == [2]
+
+
+def test_superseded_message_is_never_sent_and_says_why(
+    store: Store, clock: Clock, sent: Callable[[], Delivery]
+) -> None:
+    store.superseded(sent().delivery_id, 7)
+    clock.now += 1000
+    assert store.lease_deliveries(5, 30, destination="pacs") == []
+    assert (sent().state.value, sent().last_error) == ("superseded", "superseded by score 7")
+    assert (store.destinations_waiting(), store.requeue(sent().delivery_id)) == ([], False)
+    assert store.events_after(0, 100)[-1].values["delivery"]["state"] == "superseded"
+    assert len(store.expired_objects(clock.now, 10)) == 1
+
+
+def test_delivered_message_is_not_superseded(store: Store, sent: Callable[[], Delivery]) -> None:
+    store.delivered(sent().delivery_id, 5.0)
+    store.superseded(sent().delivery_id, 7)
+    assert sent().state is DeliveryState.DELIVERED
 
 
 def test_deliveries_are_leased_longest_due_first_and_no_more_than_asked(store: Store, clock: Clock) -> None:
@@ -568,7 +617,7 @@ def test_deliveries_are_leased_longest_due_first_and_no_more_than_asked(store: S
         store.add_instance(instance(number, study=number), WHO)
         finish(store, number, deliveries=[("pacs", "sr")])
         clock.now += 1
-    assert [one.study_uid for one in store.lease_deliveries(2, 30)] == [study_uid(1), study_uid(2)]
+    assert [one.study_uid for one in store.lease_deliveries(2, 30, destination="pacs")] == [study_uid(1), study_uid(2)]
 
 
 # Housekeeping.
@@ -605,7 +654,7 @@ def test_nothing_of_a_study_with_work_left_expires(store: Store, clock: Clock, r
 
 def test_dead_letter_does_not_keep_a_study(store: Store, clock: Clock) -> None:
     old_study(store, clock, deliveries=[("pacs", "sr")])
-    store.delivery_failed(store.lease_deliveries(1, 1)[0].delivery_id, "gone", None)
+    store.delivery_failed(store.lease_deliveries(1, 1, destination="pacs")[0].delivery_id, "gone", None)
     assert len(store.expired_objects(clock.now, 10)) == 1
 
 
@@ -619,7 +668,7 @@ def test_conflicts_are_forgotten_with_the_age_of_their_final_study(store: Store,
 
 def test_deleted_study_leaves_nothing_but_an_event(store: Store, clock: Clock) -> None:
     old_study(store, clock, deliveries=[("pacs", "sr")])
-    store.delivered(store.lease_deliveries(1, 1)[0].delivery_id, 1.0)
+    store.delivered(store.lease_deliveries(1, 1, destination="pacs")[0].delivery_id, 1.0)
     store.add_conflict(uid(1), study_uid(1), "a" * 64, ORIGIN)
     store.add_own(uid(7), study_uid(1), "sr")
     store.add_comment(study_uid(1), "reader", "text")
@@ -716,12 +765,12 @@ def test_threads_never_lease_one_delivery_twice(store: Store) -> None:
     taken: list[int] = []
 
     def work(_: int) -> None:
-        while leased := store.lease_deliveries(3, 600):
+        while leased := store.lease_deliveries(3, 600, destination="pacs"):
             taken.extend(one.delivery_id for one in leased)
 
     in_threads(6, work)
     assert len(taken) == len(set(taken))
-    taken += [one.delivery_id for one in store.lease_deliveries(100, 600)]
+    taken += [one.delivery_id for one in store.lease_deliveries(100, 600, destination="pacs")]
     assert len(set(taken)) == 40
 
 

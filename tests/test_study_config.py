@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from fastich.errors import UsageError
+from fastich.models.sequence import SequenceModel, members_of
 from fastich.training.study_config import StudyConfig, build_sequence
 
 
@@ -11,7 +12,9 @@ def config(**changes: Any) -> StudyConfig:
     return StudyConfig(run=Path("run"), records=Path("records"), out=Path("out"), **changes)
 
 
-@pytest.mark.parametrize("name", ["epochs", "patience", "batch_size", "lr", "hidden_size", "embed_batch_size"])
+@pytest.mark.parametrize(
+    "name", ["members", "epochs", "patience", "batch_size", "lr", "hidden_size", "embed_batch_size"]
+)
 def test_sizes_and_rates_must_be_positive(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} must be > 0, found 0"):
         config(**{name: 0})
@@ -35,6 +38,17 @@ def test_subsample_is_a_share() -> None:
 
 
 def test_the_network_is_built_from_the_resolved_config() -> None:
-    made = build_sequence(config(variant="difference", hidden_size=12, projection_size=7).resolved(), 20)
+    made = build_sequence(config(variant="difference", hidden_size=12, projection_size=7, members=3).resolved(), 20)
     assert (made.variant, made.embedding_size) == ("difference", 20)
-    assert (made.onward.hidden_size, made.project.out_features, made.project.in_features) == (12, 7, 60)
+    for member in members_of(made):
+        sizes = member.onward.hidden_size, member.project.out_features, member.project.in_features
+        assert sizes == (12, 7, 60)
+    first, second, third = (member.project.weight for member in members_of(made))
+    assert not first.equal(second)
+    assert not second.equal(third)
+
+
+def test_a_run_that_is_older_than_members_has_one() -> None:
+    old = config().resolved()
+    del old["members"]
+    assert isinstance(build_sequence(old, 20), SequenceModel)

@@ -143,12 +143,19 @@ def test_subsampling_never_empties_a_study(length: int) -> None:
     assert all(len(choose_slices(length, np.random.default_rng(seed), changes)) > 0 for seed in range(50))
 
 
-def test_a_study_comes_out_of_one_of_the_stores() -> None:
-    made = studies([4] * 60, (store(np.arange(240), offset=0.5),))
+def test_a_study_to_learn_from_comes_out_of_one_of_the_augmented_stores() -> None:
+    made = studies([4] * 60, tuple(store(np.arange(240), offset=offset) for offset in (0.25, 0.5)))
     batch = batch_of(made)
-    is_other = (batch.logit[:, 0, 0] % 1) == 0.5
-    assert 15 < int(is_other.sum()) < 45
-    assert torch.equal(batch.logit[:, :, 0], batch.rows + 0.5 * is_other[:, None])
+    offset = batch.logit[:, 0, 0] % 1
+    assert set(offset.tolist()) == {0.25, 0.5}
+    assert 15 < int((offset == 0.5).sum()) < 45
+    assert torch.equal(batch.logit[:, :, 0], batch.rows + offset[:, None])
+
+
+def test_studies_to_be_judged_and_those_without_a_pass_come_out_of_the_whole_store() -> None:
+    augmented, plain = studies([4] * 9, (store(np.arange(36), offset=0.5),)), studies([4] * 9)
+    for batch in (*augmented.batches(9), batch_of(plain)):
+        assert torch.equal(batch.logit[:, :, 0], batch.rows.to(torch.float32))
 
 
 def test_rows_that_a_pass_lacks_come_from_the_whole_store() -> None:

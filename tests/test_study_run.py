@@ -9,6 +9,7 @@ from study_records import LENGTH, NUM_STUDIES, changed, loaded_cnn, write_studie
 
 from fastich import checkpoint, study_run, train_study
 from fastich.errors import CheckpointError, FastichError
+from fastich.models.sequence import members_of
 from fastich.records.reader import RecordReader
 from fastich.study_run import load_study_run, predict_studies
 from fastich.training.feed import Feed
@@ -31,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         train_study.train_study(
             StudyConfig(
                 run=made / "cnn", records=made / "records", out=made / "study", epochs=2, batch_size=4, lr=3e-2,
-                hidden_size=8, projection_size=8, loader="cpu", device="cpu", threads=1, embedding_passes=0,
+                hidden_size=8, projection_size=8, loader="cpu", device="cpu", threads=1, embedding_passes=0, members=2,
             )
         )  # fmt: skip
         yield made
@@ -42,6 +43,7 @@ def test_the_network_that_was_best_comes_back_with_its_cnn(base: Path) -> None:
     saved = checkpoint.load(base / "study" / checkpoint.BEST)
     assert all(torch.equal(value, saved.tensors["model." + key]) for key, value in run.sequence.state_dict().items())
     assert not run.sequence.training
+    assert len(members_of(run.sequence)) == 2
     assert run.cnn.run.resolve() == (base / "cnn").resolve()
     assert (run.embedding_size, run.config["hidden_size"], run.epoch) == (4, 8, saved.meta["epoch"])
 

@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         train_study.train_study(
             StudyConfig(
                 run=made / "cnn", records=made / "records", out=made / "study", epochs=12, batch_size=4, lr=3e-2,
-                hidden_size=8, projection_size=8, loader="cpu", device="cpu", threads=1, embedding_passes=0,
+                hidden_size=8, projection_size=8, loader="cpu", device="cpu", threads=1, embedding_passes=0, members=2,
             )
         )  # fmt: skip
         yield made
@@ -105,7 +105,8 @@ def fold_of(base: Path, out: Path, number: int) -> Path:
     shutil.copytree(base / "study", out / f"fold-{number}")
     for name in (checkpoint.BEST, checkpoint.LAST):
         saved = checkpoint.load(out / f"fold-{number}" / name)
-        tensors = {**saved.tensors, "model.slice_head.bias": saved.tensors["model.slice_head.bias"] + 2.0 * number}
+        biases = [key for key in saved.tensors if key.endswith("slice_head.bias")]
+        tensors = saved.tensors | {key: saved.tensors[key] + 2.0 * number for key in biases}
         meta = saved.meta | {"cnn": saved.meta["cnn"] | {"run": "../../cnn"}}
         checkpoint.save(out / f"fold-{number}" / name, meta, tensors)
     return out

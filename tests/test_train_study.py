@@ -47,7 +47,7 @@ def config(site: Site, out: Path, **changes: Any) -> StudyConfig:
     values: dict[str, Any] = {
         "run": Path("cnn"), "records": site.records, "out": out, "epochs": EPOCHS, "batch_size": 4, "lr": 1e-2,
         "hidden_size": 8, "projection_size": 8, "dropout": 0.1, "device": "cpu", "loader": "cpu", "threads": 1,
-        "embedding_passes": 0,
+        "embedding_passes": 0, "members": 1,
     }  # fmt: skip
     return StudyConfig(**(values | changes))
 
@@ -83,7 +83,7 @@ def test_run_folder_holds_what_was_asked_and_what_came_of_it(site: Site, tmp_pat
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 8
     lines = history.read(out)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
-    best = min(lines, key=lambda line: line["val_log_loss"])
+    best = [line for line in lines if line["val_log_loss"] < found["val"]["cnn_log_loss"]][-1]
     assert found["best_epoch"] == best["epoch"]
     assert found["val"]["log_loss"] == pytest.approx(best["val_log_loss"])
     meta = checkpoint.load(out / checkpoint.BEST).meta
@@ -101,8 +101,27 @@ def test_what_is_kept_is_never_worse_than_the_cnn(site: Site, tmp_path: Path) ->
 
 
 def test_early_stopping_ends_a_run_that_brings_nothing(site: Site, tmp_path: Path) -> None:
-    (found,) = train_study.train_study(config(site, tmp_path / "run", lr=3.0, epochs=9, patience=1))
+    flags = {"keep": "best", "lr": 3.0, "epochs": 9, "patience": 1}
+    (found,) = train_study.train_study(config(site, tmp_path / "run", **flags))
     assert (found["epochs_run"], found["stopped_early"]) == (1, True)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("last", 3), ("best", 1)])
+def test_what_is_kept_is_the_newest_or_the_lowest_below_the_cnn(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, kept: int
+) -> None:
+    losses = iter([0.3, 0.29, 0.1, 0.4, 0.2, 0.5])  # the CNN's, then those of five epochs
+    given: list[float] = []
+
+    def loss(*_: Any) -> tuple[float, float]:
+        given.append(next(losses, 0.0))
+        return given[-1], 0.3
+
+    for module in (train_study, study_epoch):
+        monkeypatch.setattr(module, "slice_loss", loss)
+    (found,) = train_study.train_study(config(site, tmp_path / "run", epochs=5, patience=9, keep=keep))
+    assert found["best_epoch"] == kept
+    assert checkpoint.load(tmp_path / "run" / checkpoint.BEST).meta["epoch"] == kept
 
 
 def test_a_seed_gives_one_run(site: Site, tmp_path: Path) -> None:
@@ -113,12 +132,12 @@ def test_a_seed_gives_one_run(site: Site, tmp_path: Path) -> None:
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
-@pytest.mark.parametrize("at", ["save_last", "save_best"])
+@pytest.mark.parametrize(("at", "members"), [("save_last", 1), ("save_best", 1), ("save_last", 2)])
 def test_a_killed_run_goes_on_to_equal_weights(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, members: int
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train_study.train_study(config(site, whole))
+    train_study.train_study(config(site, whole, members=members))
     folder = train_study.StudyFolder
     saves: list[int] = []
 
@@ -131,15 +150,32 @@ def test_a_killed_run_goes_on_to_equal_weights(
     real = getattr(folder, at)
     monkeypatch.setattr(folder, at, killed)
     with pytest.raises(Killed):
-        train_study.train_study(config(site, cut))
+        train_study.train_study(config(site, cut, members=members))
     monkeypatch.undo()
     monkeypatch.setattr(train_study, "load_run", lambda *_: site.cnn)
     assert not (cut / "run.json").exists()
-    train_study.train_study(config(site, cut, resume="auto"))
+    train_study.train_study(config(site, cut, resume="auto", members=members))
     for name in (checkpoint.LAST, checkpoint.BEST):
         assert same(weights(whole, name), weights(cut, name))
     wanted, found = ([line["val_log_loss"] for line in history.read(run)] for run in (whole, cut))
     assert wanted == found
+
+
+def test_a_member_learns_as_it_would_alone(site: Site, tmp_path: Path) -> None:
+    for members in (1, 3):
+        train_study.train_study(config(site, tmp_path / str(members), members=members, dropout=0.0))
+    alone, saved = weights(tmp_path / "1"), weights(tmp_path / "3")
+    for key, value in alone.items():
+        assert torch.equal(saved[f"members.0.{key}"], value), key
+    assert not torch.allclose(saved["members.1.project.weight"], saved["members.0.project.weight"], atol=0.01)
+    moved = saved["members.2.slice_head.weight"].abs().amax()
+    assert moved > 1e-3, "every member must learn"
+
+
+def test_several_members_do_not_go_on_as_one(site: Site, tmp_path: Path) -> None:
+    train_study.train_study(config(site, tmp_path / "run", members=2, epochs=1))
+    with pytest.raises(CheckpointError, match="started with --members 2, now 1; give the old value"):
+        train_study.train_study(config(site, tmp_path / "run", members=1, epochs=1, resume="auto"))
 
 
 def test_a_finished_run_may_be_asked_to_go_on(site: Site, tmp_path: Path) -> None:

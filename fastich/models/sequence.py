@@ -4,13 +4,14 @@ A bleed spans slices and artefacts rarely do, which is what the winners of RSNA 
 what the CNN said of each slice (embedding and logits), what it said of the study as a whole (largest logits, number of
 slices of each label), and the distances between slices in mm. It starts as the CNN's own answer, for its last layers
 are zero: slice logits are the CNN's and study logits their maximum. 1 ms a study on one core, next to seconds for the
-CNN.
+CNN. Several of them, each with weights of its own, are one network too: the mean of what they say, at the cost of each.
 
 Source: Wang et al., "A deep learning algorithm for automatic detection and classification of acute intracranial
 hemorrhages in head CT scans", NeuroImage: Clinical 32 (2021) 102785, sections 2.3 and 2.4.
 Shapes: B studies, L slices of the longest, C embedding channels, K labels, P projected channels, D hidden channels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -116,6 +117,30 @@ class SequenceModel(nn.Module):
         pooled = torch.cat([(weight * hidden_BLD).sum(dim=1), hidden_BLD.masked_fill(out, -1e4).amax(dim=1)], dim=1)
         study_BK: Tensor = slices_BLK.masked_fill(out, -1e4).amax(dim=1) + self.study_head(pooled)
         return study_BK
+
+
+class SequenceEnsemble(nn.Module):
+    """Sequence models over the same CNN, as one: their mean logits. Each learns by itself (``study_epoch.learn``)."""
+
+    def __init__(self, members: Sequence[SequenceModel]) -> None:
+        """``members``, at least one, keep their weights."""
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.variant, self.embedding_size = members[0].variant, members[0].embedding_size
+
+    def forward(self, embedding_BLC: Tensor, logit_BLK: Tensor, gap_mm_BL: Tensor, mask_BL: Tensor) -> SequenceOutput:
+        """As ``SequenceModel.forward``."""
+        said = [member(embedding_BLC, logit_BLK, gap_mm_BL, mask_BL) for member in self.members]
+        return SequenceOutput(*(torch.stack(parts).mean(dim=0) for parts in zip(*said, strict=True)))
+
+
+SequenceNetwork = SequenceModel | SequenceEnsemble
+"""One sequence model, or several as one."""
+
+
+def members_of(network: SequenceNetwork) -> list[SequenceModel]:
+    """The sequence models that ``network`` is the mean of."""
+    return [network] if isinstance(network, SequenceModel) else list(network.members)  # type: ignore[arg-type]
 
 
 def study_wide(logit_BLK: Tensor, mask_BL: Tensor) -> Tensor:

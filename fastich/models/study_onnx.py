@@ -17,7 +17,7 @@ from fastich.errors import ArtifactError
 from fastich.labels import ANY
 from fastich.models.calibrator import LEAST_WIDTH
 from fastich.models.onnx_graph import OPSET
-from fastich.models.sequence import GAP_SCALE_MM, LOGIT_SCALE, MOST_GAP_MM, SequenceModel
+from fastich.models.sequence import GAP_SCALE_MM, LOGIT_SCALE, MOST_GAP_MM, SequenceModel, SequenceNetwork, members_of
 from fastich.study_contract import STUDY_FILE, STUDY_INPUTS, STUDY_OUTPUTS
 
 IR_VERSION = 10
@@ -37,24 +37,7 @@ GAPS = """
     gap_known = Cast <to = 1> (gap_knows)
     gap = Concat <axis = 1> (gap_scaled, gap_known)
 """
-DIFFERENCES = """
-    {x}_later = Slice ({x}, one, end, zero)
-    {x}_earlier = Slice ({x}, zero, last, zero)
-    {x}_step = Sub ({x}_later, {x}_earlier)
-    {x}_lag = Pad ({x}_step, row_before)
-    {x}_lead = Pad ({x}_step, row_behind)
-    {x}_seen = Concat <axis = 1> ({x}, {x}_lag, {x}_lead)
-"""
-AS_IT_IS = """
-    {x}_seen = Identity ({x})
-"""
-NORM = """
-    normal = LayerNormalization <axis = -1, epsilon = {epsilon}> (embedding, norm_weight, norm_bias)
-"""
-CONTEXT = """
-    projected = Gemm <transB = 1> (normal_seen, project_weight, project_bias)
-    features = Relu (projected)
-    logit_small = Div (logit_seen, logit_scale)
+WIDE = """
     logit_most = ReduceMax (logit, zero)
     each_smooth = Sigmoid (logit)
     each_count = ReduceSum (each_smooth, zero)
@@ -63,25 +46,46 @@ CONTEXT = """
     nowhere = Mul (logit, nothing)
     no_part = Concat <axis = 1> (nowhere, nowhere)
     wide = Add (wide_small, no_part)
-    given = Concat <axis = 1> (features, logit_small, wide, gap)
-    given_L1 = Unsqueeze (given, one)
-    state_L21D, state_end = GRU <direction = "bidirectional", hidden_size = {hidden}, linear_before_reset = 1> (
-        given_L1, gru_weight, gru_recurrence, gru_bias)
-    state = Reshape (state_L21D, rows)
-    correction = Gemm <transB = 1> (state, slice_weight, slice_bias)
-    slice_logit = Add (logit, correction)
+"""
+DIFFERENCES = """
+    {x}_later = Slice ({x}, one, end, zero)
+    {x}_earlier = Slice ({x}, zero, last, zero)
+    {x}_step = Sub ({x}_later, {x}_earlier)
+    {x}_lag = Pad ({x}_step, row_before)
+    {x}_lead = Pad ({x}_step, row_behind)
+    {x}_changes = Concat <axis = 1> ({x}, {x}_lag, {x}_lead)
+"""
+CHANGES = "_changes"
+"""Behind the name of what ``DIFFERENCES`` makes of it; a member of the variant ``gru`` sees things as they are."""
+NORM = """
+    {m}_normal = LayerNormalization <axis = -1, epsilon = {epsilon}> (embedding, {m}_norm_weight, {m}_norm_bias)
+"""
+CONTEXT = """
+    {m}_projected = Gemm <transB = 1> ({m}_normal{seen}, {m}_project_weight, {m}_project_bias)
+    {m}_features = Relu ({m}_projected)
+    {m}_logit_small = Div (logit{seen}, logit_scale)
+    {m}_given = Concat <axis = 1> ({m}_features, {m}_logit_small, wide, gap)
+    {m}_given_L1 = Unsqueeze ({m}_given, one)
+    {m}_state_L21D, {m}_end = GRU <direction = "bidirectional", hidden_size = {hidden}, linear_before_reset = 1> (
+        {m}_given_L1, {m}_gru_weight, {m}_gru_recurrence, {m}_gru_bias)
+    {m}_state = Reshape ({m}_state_L21D, rows)
+    {m}_correction = Gemm <transB = 1> ({m}_state, {m}_slice_weight, {m}_slice_bias)
+    {m}_slice_logit = Add (logit, {m}_correction)
 """
 STUDY = """
-    asked = Gemm <transB = 1> (state, attention_weight, attention_bias)
-    weight = Softmax <axis = 0> (asked)
-    state_weighted = Mul (state, weight)
-    state_mean = ReduceSum (state_weighted, zero)
-    state_most = ReduceMax (state, zero)
-    pooled = Concat <axis = 1> (state_mean, state_most)
-    study_correction = Gemm <transB = 1> (pooled, study_weight, study_bias)
-    largest = ReduceMax (slice_logit, zero)
-    study_logit_1K = Add (largest, study_correction)
-    study_logit = Squeeze (study_logit_1K, zero)
+    {m}_asked = Gemm <transB = 1> ({m}_state, {m}_attention_weight, {m}_attention_bias)
+    {m}_weight = Softmax <axis = 0> ({m}_asked)
+    {m}_state_weighted = Mul ({m}_state, {m}_weight)
+    {m}_state_mean = ReduceSum ({m}_state_weighted, zero)
+    {m}_state_most = ReduceMax ({m}_state, zero)
+    {m}_pooled = Concat <axis = 1> ({m}_state_mean, {m}_state_most)
+    {m}_study_correction = Gemm <transB = 1> ({m}_pooled, {m}_study_weight, {m}_study_bias)
+    {m}_largest = ReduceMax ({m}_slice_logit, zero)
+    {m}_study_logit = Add ({m}_largest, {m}_study_correction)
+"""
+MEAN = """
+    {of}_logit_sum = Sum ({each})
+    {out} = Div ({of}_logit_sum, num_members)
 """
 SIGMOID = """
     {of}_scaled = Mul ({logit}, {of}_calibration_scale)
@@ -117,12 +121,13 @@ ANY_RULE = """
 """
 """p(any) is the largest of all six, its own among them."""
 SQUEEZE = """
+    study_logit = Squeeze (study_logit_1K, zero)
     study_probability = Squeeze (study_probability_1K, zero)
 """
 
 
 def study_onnx_bytes(
-    model: SequenceModel, slice_calibration: Calibration = NONE, study_calibration: Calibration = NONE
+    model: SequenceNetwork, slice_calibration: Calibration = NONE, study_calibration: Calibration = NONE
 ) -> bytes:
     """``model`` and what makes probabilities of its logits as one self-contained ONNX file, checked.
 
@@ -133,8 +138,9 @@ def study_onnx_bytes(
         ArtifactError: the checker found a fault.
     """
     calibrations = {"slice": constants(slice_calibration), "study": constants(study_calibration)}
-    graph = onnx.parser.parse_graph(_text(model, {of for of, found in calibrations.items() if PIECEWISE in found}))
-    arrays = {name: value.numpy() for name, value in _tensors(model).items()}
+    members, knotted = members_of(model), {of for of, found in calibrations.items() if PIECEWISE in found}
+    graph = onnx.parser.parse_graph(_text(members, knotted))
+    arrays = {name: value.numpy() for name, value in _tensors(members).items()}
     arrays |= {f"{of}_{name}": value for of, found in calibrations.items() for name, value in found.items()}
     used = {name for node in graph.node for name in node.input}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items() if name in used)
@@ -149,23 +155,40 @@ def study_onnx_bytes(
     return content
 
 
-def _text(model: SequenceModel, knotted: set[str]) -> str:
+def _text(members: list[SequenceModel], knotted: set[str]) -> str:
     """The graph in ONNX's text form, without its tensors; the calibrations of ``knotted`` have knots."""
-    seen = DIFFERENCES if model.variant == "difference" else AS_IT_IS
     parts = [
-        NORM.format(epsilon=model.norm.eps),
-        seen.format(x="normal"),
-        seen.format(x="logit"),
         GAPS,
-        CONTEXT.format(hidden=model.onward.hidden_size),
-        STUDY,
+        WIDE,
+        DIFFERENCES.format(x="logit") if any(member.variant == "difference" for member in members) else "",
+        *(_member_text(name, member) for name, member in _named(members).items()),
+        _mean("slice", "slice_logit", members),
+        _mean("study", "study_logit_1K", members),
         _probability("slice", "slice_logit", "slice_probability", "slice" in knotted),
         _probability("study", "study_logit_1K", "study_probability_1K", "study" in knotted),
         SQUEEZE,
     ]
-    inputs = ", ".join(_typed(spec, model.embedding_size) for spec in STUDY_INPUTS)
-    outputs = ", ".join(_typed(spec, model.embedding_size) for spec in STUDY_OUTPUTS)
+    inputs, outputs = (
+        ", ".join(_typed(spec, members[0].embedding_size) for spec in specs) for specs in (STUDY_INPUTS, STUDY_OUTPUTS)
+    )
     return f"study ({inputs}) => ({outputs}) {{{''.join(parts)}}}"
+
+
+def _named(members: list[SequenceModel]) -> dict[str, SequenceModel]:
+    """What each member's names in the graph begin with."""
+    return {f"m{number}": member for number, member in enumerate(members)}
+
+
+def _member_text(name: str, member: SequenceModel) -> str:
+    """From embeddings and logits to the slice and study logits of one member."""
+    seen = CHANGES if member.variant == "difference" else ""
+    differences = DIFFERENCES.format(x=f"{name}_normal") if seen else ""
+    context = CONTEXT.format(m=name, seen=seen, hidden=member.onward.hidden_size)
+    return NORM.format(m=name, epsilon=member.norm.eps) + differences + context + STUDY.format(m=name)
+
+
+def _mean(of: str, out: str, members: list[SequenceModel]) -> str:
+    return MEAN.format(of=of, out=out, each=", ".join(f"{name}_{of}_logit" for name in _named(members)))
 
 
 def _probability(of: str, logit: str, out: str, has_knots: bool) -> str:
@@ -178,16 +201,23 @@ def _typed(spec: TensorSpec, embedding_size: int) -> str:
     return f"float[{axes}] {spec.name}"
 
 
-def _tensors(model: SequenceModel) -> dict[str, torch.Tensor]:
+def _tensors(members: list[SequenceModel]) -> dict[str, torch.Tensor]:
     """Weights and constants by their names in the graph."""
-    state = {key: value.detach().cpu().float().contiguous() for key, value in model.state_dict().items()}
-    named = {"norm": "norm", "project": "project", "slice": "slice_head", "study": "study_head"}
     weights = {
+        f"{name}_{key}": value for name, member in _named(members).items() for key, value in _weights(member).items()
+    }
+    return weights | _constants(members)
+
+
+def _weights(member: SequenceModel) -> dict[str, torch.Tensor]:
+    state = {key: value.detach().cpu().float().contiguous() for key, value in member.state_dict().items()}
+    named = {"norm": "norm", "project": "project", "slice": "slice_head", "study": "study_head"}
+    layers = {
         f"{name}_{part}": state[f"{module}.{part}"]
         for name, module in (named | {"attention": "attention"}).items()
         for part in ("weight", "bias")
     }
-    return weights | _gru_tensors(state) | _constants(model)
+    return layers | _gru_tensors(state)
 
 
 def _gru_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -209,14 +239,14 @@ def _onnx_gates(stacked: torch.Tensor) -> torch.Tensor:
     return torch.cat([update, reset, new])
 
 
-def _constants(model: SequenceModel) -> dict[str, torch.Tensor]:
+def _constants(members: list[SequenceModel]) -> dict[str, torch.Tensor]:
     return {
         "zero": torch.tensor([0]),
         "one": torch.tensor([1]),
         "last": torch.tensor([-1]),
         "end": torch.tensor([2**62]),
         "any": torch.tensor([ANY]),
-        "rows": torch.tensor([-1, 2 * model.onward.hidden_size]),
+        "rows": torch.tensor([-1, 2 * members[0].onward.hidden_size]),
         "row_before": torch.tensor([1, 0, 0, 0]),
         "row_behind": torch.tensor([0, 0, 1, 0]),
         "unknown": torch.tensor([torch.nan]),
@@ -226,4 +256,5 @@ def _constants(model: SequenceModel) -> dict[str, torch.Tensor]:
         "most_gap_mm": torch.tensor(MOST_GAP_MM),
         "gap_scale_mm": torch.tensor(GAP_SCALE_MM),
         "logit_scale": torch.tensor(LOGIT_SCALE),
+        "num_members": torch.tensor(float(len(members))),
     }

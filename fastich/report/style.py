@@ -82,3 +82,11 @@ def to_png(figure: Figure) -> bytes:
     with rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=DPI, transparent=True, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG bytes with a transparent ground; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with rc_context({**STYLE, "svg.hashsalt": "fastich"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -39,11 +39,12 @@ class Priority(enum.IntEnum):
 
 
 class DeliveryState(enum.StrEnum):
-    """Where one message to one destination stands; ``DEAD`` waits for a person."""
+    """Where one message to one destination stands; ``DEAD`` waits for a person, ``SUPERSEDED`` was never sent."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
     DEAD = "dead"
+    SUPERSEDED = "superseded"
 
 
 class Refused(enum.Enum):

@@ -25,7 +25,12 @@ NUM_LOCKS = 64
 
 
 class Ingest:
-    """Takes objects in; may be called from any thread. ``notify`` tells that there is something to score."""
+    """Takes objects in; may be called from any thread. ``notify`` tells that there is something to score.
+
+    Attributes:
+        spool: where receivers write what they hand over.
+        max_object_bytes: receivers stop reading an object at this.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class Ingest:
         notify: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.spool, self.max_object_bytes = spool, config.max_object_mib * MIB
         self._store, self._spool, self._config = store, spool, config
         self._notify, self._clock = notify, clock
         self._locks = [threading.Lock() for _ in range(NUM_LOCKS)]

@@ -18,6 +18,11 @@ class EarlyStopping:
             return EarlyStopping(best_loss=loss, best_epoch=epoch)
         return dataclasses.replace(self, num_stale=self.num_stale + 1)
 
+    def newest(self, epoch: int, loss: float) -> "EarlyStopping":
+        """The state after ``epoch`` where it is the best as long as it undercuts the first loss; nothing is stale."""
+        assert self.best_loss is not None, "a first loss, of before the first epoch, must be known"
+        return dataclasses.replace(self, best_epoch=epoch) if loss < self.best_loss else self
+
     def is_over(self, patience: int) -> bool:
         """Whether ``patience`` epochs in a row brought nothing."""
         return self.num_stale >= patience

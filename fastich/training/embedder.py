@@ -1,7 +1,8 @@
 """Fills the side store: one pass of a run's network over the records, at the cost of an evaluation of every slice.
 
 Training slices of a network are ones that it has learned by heart, so what it says of them is surer than what it will
-say of others. Passes with the loader's augmentation on show the sequence model slices that the network has not seen.
+say of others. Passes with the loader's augmentation on show the sequence model slices that the network has not seen,
+and it learns from these alone (docs/trust.md has what that brings).
 The slices of a series are changed alike, since what a slice differs in from the next is what the model looks at.
 """
 

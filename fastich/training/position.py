@@ -27,7 +27,10 @@ class Position:
 
     def after_epoch(self, loss: float, seconds: float) -> "Position":
         """The start of the next epoch, after this one ended with validation ``loss`` and took ``seconds``."""
-        stopping = self.stopping.after(self.epoch, loss)
+        return self.after_stopping(self.stopping.after(self.epoch, loss), seconds)
+
+    def after_stopping(self, stopping: EarlyStopping, seconds: float) -> "Position":
+        """The same, where ``stopping`` has been decided."""
         return Position(epoch=self.epoch + 1, stopping=stopping, seconds=self.seconds + seconds)
 
     def at_batch(self, batch: int, seconds: float) -> "Position":

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastich.errors import CheckpointError, UsageError
 from fastich.loaders.config import BACKENDS
-from fastich.models.sequence import VARIANTS, SequenceModel
+from fastich.models.sequence import VARIANTS, SequenceEnsemble, SequenceModel, SequenceNetwork
 from fastich.training.config import flag
 from fastich.training.environment import num_cores
 from fastich.training.study_data import Changes
@@ -15,8 +15,8 @@ from fastich.verb import option, plain, required
 
 FREE_ON_RESUME = frozenset({"run", "records", "out", "resume", "device", "loader", "threads", "embed_batch_size"})
 """What may change when a run goes on: where things are and what computes."""
-
-
+LAST, BEST = "last", "best"
+"""Which epoch's networks a run keeps."""
 MOST_AT_ONCE = 4
 """Studies a step end to end; their activations must fit beside each other."""
 
@@ -32,11 +32,17 @@ class StudyConfig:
     variant: str = option(
         "difference", "gru: slices; difference: also what changes to their neighbours", choices=VARIANTS
     )
+    members: int = option(3, "sequence models, each with weights of its own, whose mean logits are the answer")
     projection_size: int = option(8, "channels an embedding is projected to: 8 for tens of studies, 128 for thousands")
     hidden_size: int = option(96, "channels of the GRU, each way")
     dropout: float = option(0.3, "probability of dropout, before the projection and behind the GRU")
     epochs: int = option(40, "most epochs")
-    patience: int = option(15, "stop after this many epochs without a lower validation log loss of slices")
+    keep: str = option(
+        LAST,
+        "which epoch: last, if it undercuts the CNN on validation; best: of the lowest validation log loss of slices",
+        choices=(LAST, BEST),
+    )
+    patience: int = option(15, "with --keep best: stop after this many epochs without a lower log loss")
     batch_size: int = option(8, "studies a step")
     lr: float = option(3e-3, "learning rate of AdamW; the peak under one-cycle")
     weight_decay: float = option(1e-2, "weight decay of AdamW")
@@ -45,7 +51,7 @@ class StudyConfig:
     study_weight: float = option(0.3, "weight of the loss of the study output")
     subsample: float = option(0.5, "share of training studies that lose slices: every second one, or a random part")
     reverse: bool = option(True, "turn every second training study around")
-    embedding_passes: int = option(1, "further passes of the CNN over augmented training slices, to learn from")
+    embedding_passes: int = option(1, "passes of the CNN over augmented training slices, to learn from")
     amp: bool = option(False, "mixed precision of the CNN: bfloat16 where the device has it, else float16")
     embed_batch_size: int = option(64, "slices at a time through the CNN")
     end_to_end: bool = option(False, "let the CNN learn too, study by study (--batch-size 1 or 2): no side store")
@@ -59,6 +65,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is opened."""
         for name in (
+            "members",
             "epochs",
             "patience",
             "batch_size",
@@ -98,15 +105,22 @@ class StudyConfig:
         return values
 
 
-def build_sequence(config: dict[str, Any], embedding_size: int) -> SequenceModel:
-    """The network of a resolved config, with random weights from torch's generator."""
-    return SequenceModel(
-        embedding_size,
-        variant=config["variant"],
-        projection_size=config["projection_size"],
-        hidden_size=config["hidden_size"],
-        dropout=config["dropout"],
-    )
+def build_sequence(config: dict[str, Any], embedding_size: int) -> SequenceNetwork:
+    """The network of a resolved config, with random weights from torch's generator.
+
+    A run that is older than ``--members`` has one.
+    """
+    made = [
+        SequenceModel(
+            embedding_size,
+            variant=config["variant"],
+            projection_size=config["projection_size"],
+            hidden_size=config["hidden_size"],
+            dropout=config["dropout"],
+        )
+        for _ in range(config.get("members", 1))
+    ]
+    return made[0] if len(made) == 1 else SequenceEnsemble(made)
 
 
 def require_same(old: dict[str, Any], config: StudyConfig, where: Path) -> None:

@@ -101,7 +101,7 @@ class StudySet:
     Attributes:
         series: of the split, in the index's order.
         labels: int8 [M, K] of the whole index, -1 unknown.
-        stores: of every row first, then those of augmented training slices.
+        stores: of every row first, then those of augmented training slices, which are learned from.
     """
 
     series: Sequence[Series]
@@ -115,9 +115,14 @@ class StudySet:
             yield collate([self._read(one, np.arange(len(one.rows)), self.stores[0]) for one in some])
 
     def training_batches(self, epoch: int, batch_size: int, changes: Changes) -> Iterator[StudyBatch]:
-        """All series of ``epoch`` in random order and changed at random, each out of one of the stores at random."""
-        for batch in training_plan(self.series, epoch, batch_size, changes, len(self.stores)):
-            yield collate([self._read(one.series, one.places, self.stores[one.store]) for one in batch])
+        """All series of ``epoch`` in random order and changed at random.
+
+        Each comes out of one of the augmented stores at random. Where there is none it is what the CNN says of the
+        very slices that it has learned from, which is surer than what it will say of others.
+        """
+        stores = self.stores[1:] or self.stores
+        for batch in training_plan(self.series, epoch, batch_size, changes, len(stores)):
+            yield collate([self._read(one.series, one.places, stores[one.store]) for one in batch])
 
     def _read(self, series: Series, places: Int64Array, store: Store) -> StudyBatch:
         """One sequence, not padded: the slices at ``places`` [L] of ``series``, in that order."""

@@ -16,12 +16,12 @@ from torch.amp.grad_scaler import GradScaler
 
 from fastich import verb
 from fastich.loaders.order import Int64Array
-from fastich.models.sequence import SequenceModel
+from fastich.models.sequence import SequenceModel, SequenceNetwork, members_of
 from fastich.training import history
 from fastich.training.loss_watch import NotFiniteError
 from fastich.training.position import Position
 from fastich.training.schedule import learning_rate
-from fastich.training.study_config import StudyConfig
+from fastich.training.study_config import BEST, StudyConfig
 from fastich.training.study_data import StudyBatch
 from fastich.training.study_folder import StudyFolder
 from fastich.training.study_loss import total_loss
@@ -52,7 +52,7 @@ class StudyJob:
 
     config: StudyConfig
     folder: StudyFolder
-    model: SequenceModel
+    model: SequenceNetwork
     networks: nn.ModuleDict
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
@@ -84,7 +84,9 @@ def run_epoch(job: StudyJob, position: Position) -> Position:
     predicted = validate(job)
     val_loss, _ = slice_loss(predicted, job.labels)
     seconds = time.perf_counter() - start
-    after = position.after_epoch(val_loss, seconds)
+    stopping = position.stopping
+    decided = stopping.after if job.config.keep == BEST else stopping.newest
+    after = position.after_stopping(decided(position.epoch, val_loss), seconds)
     line = {"epoch": position.epoch, "lr": lr, "train_loss": train_loss, "val_log_loss": val_loss}
     _write(job, {**line, "seconds": round(seconds, 3)}, after)
     return after
@@ -105,19 +107,30 @@ def learn(job: StudyJob, epoch: int) -> tuple[float, float]:
 
 
 def _step(job: StudyJob, step: int, batch: StudyBatch) -> float:
-    """Learn from one batch and return its loss."""
-    found = job.model(batch.embedding, batch.logit, batch.gap_mm, batch.mask)
-    weights = {"auxiliary_weight": job.config.auxiliary_weight, "study_weight": job.config.study_weight}
-    loss = total_loss(found, batch, **weights)
-    _require_finite(loss.item(), step, batch.rows)
+    """Learn from one batch and return its loss, of several members the mean.
+
+    Their losses are added up, so that each member's gradient and its cut are those of a model that learns alone.
+    """
+    members = members_of(job.model)
+    total = torch.stack([_loss(member, batch, job.config) for member in members]).sum()
+    loss = total.item() / len(members)
+    _require_finite(loss, step, batch.rows)
     job.optimizer.zero_grad(set_to_none=True)
-    job.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    job.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
     job.scaler.unscale_(job.optimizer)
-    for network in job.networks.values():
-        nn.utils.clip_grad_norm_(network.parameters(), MOST_GRADIENT_NORM)
+    for member in members:
+        nn.utils.clip_grad_norm_(member.parameters(), MOST_GRADIENT_NORM)
+    if "cnn" in job.networks:
+        nn.utils.clip_grad_norm_(job.networks["cnn"].parameters(), MOST_GRADIENT_NORM * len(members))
     job.scaler.step(job.optimizer)
     job.scaler.update()
-    return loss.item()
+    return loss
+
+
+def _loss(member: SequenceModel, batch: StudyBatch, config: StudyConfig) -> torch.Tensor:
+    """What one sequence model has still to learn of a batch."""
+    found = member(batch.embedding, batch.logit, batch.gap_mm, batch.mask)
+    return total_loss(found, batch, auxiliary_weight=config.auxiliary_weight, study_weight=config.study_weight)
 
 
 def _require_finite(loss: float, step: int, rows: torch.Tensor) -> None:
@@ -136,13 +149,13 @@ def validate(job: StudyJob) -> StudyPredictions:
 
 
 def _write(job: StudyJob, line: dict[str, Any], after: Position) -> None:
-    """Leave an epoch behind: metrics, then the last checkpoint, then the best (see study_folder)."""
+    """Leave an epoch behind: metrics, then the last checkpoint, then what is kept (see study_folder)."""
     history.append(job.folder.path, line)
     job.folder.save_last(job.networks, job.optimizer, job.scaler, after)
-    is_best = after.stopping.best_epoch == line["epoch"]
-    if is_best:
+    is_kept = after.stopping.best_epoch == line["epoch"]
+    if is_kept:
         job.folder.save_best(job.networks, after)
     verb.say(
         f"epoch {line['epoch'] + 1}/{job.config.epochs}  loss {line['train_loss']:.4f}  "
-        f"val log loss {line['val_log_loss']:.4f}  {line['seconds']:.1f} s{'  best' if is_best else ''}"
+        f"val log loss {line['val_log_loss']:.4f}  {line['seconds']:.1f} s{'  kept' if is_kept else ''}"
     )

@@ -1,8 +1,9 @@
 """A study run's folder on disk: like a CNN's run folder, with the sequence model in its checkpoints.
 
-The best checkpoint is written before the first epoch too: the sequence model starts as the CNN's own answer, so what
-is kept is never worse on validation. Order at the end of an epoch: metrics line, last checkpoint, best checkpoint; a
-kill between two of them is repaired on resume. All random numbers of an epoch follow from the seed and its number.
+The best checkpoint is what the run keeps (``--keep``). It is written before the first epoch too: the sequence model
+starts as the CNN's own answer, so what is kept is never worse on validation. Order at the end of an epoch: metrics
+line, last checkpoint, best checkpoint; a kill between two of them is repaired on resume. All random numbers of an epoch
+follow from the seed and its number.
 """
 
 import os
@@ -59,7 +60,7 @@ class StudyFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the lowest validation log loss of slices."""
+        """The checkpoint of the epoch that is kept."""
         return self.path / checkpoint.BEST
 
     def save_last(

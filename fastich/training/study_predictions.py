@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastich import metrics
 from fastich.loaders.order import Int64Array
-from fastich.models.sequence import SequenceModel, SequenceOutput, reverse_slices
+from fastich.models.sequence import SequenceNetwork, SequenceOutput, reverse_slices
 from fastich.study_scores import largest, noisy_or, top_k_mean
 from fastich.training.predictions import probability_of
 from fastich.training.study_data import StudyBatch, StudySet, look_up
@@ -45,7 +45,7 @@ class StudyPredictions:
 
 
 @torch.inference_mode()
-def look(model: SequenceModel, batch: StudyBatch, *, reverse: bool = False) -> SequenceOutput:
+def look(model: SequenceNetwork, batch: StudyBatch, *, reverse: bool = False) -> SequenceOutput:
     """What ``model`` says of a batch; with ``reverse`` the mean with what it says of the studies turned around."""
     found: SequenceOutput = model(batch.embedding, batch.logit, batch.gap_mm, batch.mask)
     if not reverse:
@@ -69,7 +69,7 @@ def turned_around(batch: StudyBatch) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def predict(
-    model: SequenceModel, studies: StudySet, rows: Int64Array, batch_size: int, *, reverse: bool = False
+    model: SequenceNetwork, studies: StudySet, rows: Int64Array, batch_size: int, *, reverse: bool = False
 ) -> StudyPredictions:
     """What ``model``, left in eval mode, says of ``rows`` [n] (ascending) and of their studies."""
     model.eval()

@@ -7,7 +7,8 @@ from fastich.serve.store.door import Row, Transaction
 LEASE = """
 UPDATE deliveries SET attempts = attempts + 1, leased_until = ?
 WHERE delivery_id IN (
-  SELECT delivery_id FROM deliveries WHERE state = 'pending' AND next_at <= ? AND leased_until <= ?
+  SELECT delivery_id FROM deliveries
+  WHERE state = 'pending' AND next_at <= ? AND leased_until <= ? AND destination = ?
   ORDER BY next_at, delivery_id LIMIT ?)
 AND state = 'pending' AND leased_until <= ?
 RETURNING *
@@ -20,15 +21,21 @@ FAILED = """
 UPDATE deliveries SET state = ?, next_at = COALESCE(?, next_at), last_error = ?, leased_until = 0
 WHERE delivery_id = ? AND state = 'pending' RETURNING *
 """
+SUPERSEDED = """
+UPDATE deliveries SET state = 'superseded', last_error = ?, leased_until = 0
+WHERE delivery_id = ? AND state = 'pending' RETURNING *
+"""
 REQUEUE = """
 UPDATE deliveries SET state = 'pending', attempts = 0, next_at = ?, leased_until = 0
 WHERE delivery_id = ? AND state = 'dead' RETURNING *
 """
 
 
-def lease_deliveries(transaction: Transaction, now: float, limit: int, lease_s: float) -> list[Delivery]:
+def lease_deliveries(
+    transaction: Transaction, now: float, limit: int, lease_s: float, destination: str
+) -> list[Delivery]:
     """At most ``limit`` messages that are due, the longest due first, that nobody else gets for ``lease_s``."""
-    leased = [rows.delivery(row) for row in transaction.rows(LEASE, now + lease_s, now, now, limit, now)]
+    leased = [rows.delivery(row) for row in transaction.rows(LEASE, now + lease_s, now, now, destination, limit, now)]
     return sorted(leased, key=lambda one: (one.next_at, one.delivery_id))
 
 
@@ -41,6 +48,22 @@ def delivery_failed(transaction: Transaction, now: float, delivery_id: int, erro
     """Note that a try failed: again at ``next_at``, or never (a dead letter)."""
     state = DeliveryState.DEAD if next_at is None else DeliveryState.PENDING
     _tell(transaction, now, transaction.rows(FAILED, state.value, next_at, error, delivery_id))
+
+
+def superseded(transaction: Transaction, now: float, delivery_id: int, newer_score_id: int) -> None:
+    """Note that a message is not sent, for a newer result says more."""
+    _tell(transaction, now, transaction.rows(SUPERSEDED, f"superseded by score {newer_score_id}", delivery_id))
+
+
+def release_deliveries(transaction: Transaction) -> None:
+    """Free what a process that is gone had leased."""
+    transaction.run("UPDATE deliveries SET leased_until = 0 WHERE state = 'pending' AND leased_until > 0")
+
+
+def destinations_waiting(transaction: Transaction) -> list[str]:
+    """Where pending messages go to, by name."""
+    found = transaction.rows("SELECT DISTINCT destination FROM deliveries WHERE state = 'pending' ORDER BY destination")
+    return [str(row["destination"]) for row in found]
 
 
 def requeue(transaction: Transaction, now: float, delivery_id: int) -> bool:

@@ -8,10 +8,11 @@ from fastich.serve.store import events, rows
 from fastich.serve.store.door import Transaction
 
 SHOWN = """
-ORDER BY CASE WHEN studies.acknowledged_at IS NULL THEN -studies.priority ELSE 0 END,
-  CASE WHEN studies.acknowledged_at IS NULL AND studies.priority > 0 THEN studies.arrived_at
-    ELSE -studies.arrived_at END
-LIMIT ?
+WHERE studies.study_uid IN (
+  SELECT study_uid FROM studies
+  ORDER BY CASE WHEN acknowledged_at IS NULL THEN -priority ELSE 0 END,
+    CASE WHEN acknowledged_at IS NULL AND priority > 0 THEN arrived_at ELSE -arrived_at END
+  LIMIT ?)
 """
 """Which studies a list of limited length shows: raised ones, then the newest; their order is ``ordering``'s."""
 NOTIFICATIONS = 1000

@@ -1,6 +1,6 @@
 """What the scoring engine takes and writes: leased instances, scored slices, partial and final results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, ScoredSlice, Study, StudyState
 from fastich.serve.store import events, rows
@@ -26,6 +26,10 @@ WHERE sop_uid = ? AND state = 'waiting'
 FINISH_INSTANCE = """
 UPDATE instances SET state = ?, reason = ?, detail = ?, leased_until = 0
 WHERE sop_uid = ? AND state = 'waiting' RETURNING study_uid
+"""
+RESCORE = """
+UPDATE instances SET state = 'scored', reason = CASE WHEN state = 'scored' THEN reason ELSE '' END, detail = ?
+WHERE sop_uid = ? AND state <> 'waiting' RETURNING study_uid
 """
 DUE = """
 WHERE studies.state = 'receiving'
@@ -103,6 +107,22 @@ def finish_instance(
     if slices:
         sql = "UPDATE studies SET num_slices = num_slices + ? WHERE study_uid = ?"
         transaction.run(sql, len(slices), study_uid)
+
+
+def rescore_instances(transaction: Transaction, detail: str, slices_of: Mapping[str, Sequence[ScoredSlice]]) -> None:
+    """Write slices that were scored once their study was complete, in place of any that their instance had."""
+    for sop_uid, slices in sorted(slices_of.items()):
+        found = transaction.rows(RESCORE, detail, sop_uid)
+        if found:  # else it was deleted by age
+            _replace_slices(transaction, found[0]["study_uid"], sop_uid, slices)
+
+
+def _replace_slices(transaction: Transaction, study_uid: str, sop_uid: str, slices: Sequence[ScoredSlice]) -> None:
+    """Not news for a partial result, for the study is being judged."""
+    more = len(slices) - transaction.run("DELETE FROM slices WHERE sop_uid = ?", sop_uid)
+    transaction.many(ADD_SLICE, [rows.slice_values(sop_uid, study_uid, one) for one in slices])
+    sql = "UPDATE studies SET num_slices = num_slices + ?, partial_slices = partial_slices + ? WHERE study_uid = ?"
+    transaction.run(sql, more, more, study_uid)
 
 
 def due_studies(transaction: Transaction, now: float, quiet_s: float, limit: int) -> list[Study]:

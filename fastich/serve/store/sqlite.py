@@ -63,8 +63,13 @@ class SqliteConnection:
             raise self._translated(error) from error
         self._inner.row_factory = sqlite3.Row
         try:
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-                self.execute(f"PRAGMA {pragma}").fetchall()
+            for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+                self.execute(f"PRAGMA {pragma}")
+            (mode,) = self.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise StoreError(
+                    f"{path}: expected a file system that can hold a WAL, found mode {mode}; use a local disk"
+                )
         except BaseException:
             self._inner.close()
             raise

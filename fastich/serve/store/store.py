@@ -5,11 +5,12 @@ Whatever returns has been fsynced. Whatever raises ``StoreError`` has changed no
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastich.errors import FastichError, StoreError
+from fastich.files import fsync_folder
 from fastich.serve.entities import (
     Comment,
     Delivery,
@@ -46,6 +47,8 @@ def open_store(url_or_path: str | Path, *, clock: Clock = time.time, busy_timeou
     door = opened(str(url_or_path), busy_timeout_s)
     try:
         door.write(schema.migrate, door.where)
+        if not is_postgres:
+            fsync_folder(Path(url_or_path).parent)  # SQLite does so for its logs, not for the database that it makes
     except BaseException:
         door.close()
         raise
@@ -134,6 +137,10 @@ class Store:
     ) -> None:
         """Write what became of a waiting instance, with its slices; said twice, the first one counts."""
         self._door.write(scoring.finish_instance, sop_uid, state, reason, detail, slices)
+
+    def rescore_instances(self, detail: str, slices_of: Mapping[str, Sequence[ScoredSlice]]) -> None:
+        """Write slices, by SOP instance UID, that were scored once their study was complete, in place of any before."""
+        self._door.write(scoring.rescore_instances, detail, slices_of)
 
     def due_studies(self, quiet_s: float, limit: int) -> list[Study]:
         """Receiving studies of which nothing waits, quiet for ``quiet_s`` or as many instances as expected."""
@@ -230,9 +237,17 @@ class Store:
 
     # Outputs.
 
-    def lease_deliveries(self, limit: int, lease_s: float) -> list[Delivery]:
-        """Messages that are due, that nobody else gets for ``lease_s``."""
-        return self._door.write(outputs.lease_deliveries, self._clock(), limit, lease_s)
+    def lease_deliveries(self, limit: int, lease_s: float, *, destination: str) -> list[Delivery]:
+        """Messages for one destination that are due, that nobody else gets for ``lease_s``."""
+        return self._door.write(outputs.lease_deliveries, self._clock(), limit, lease_s, destination)
+
+    def release_deliveries(self) -> None:
+        """Free what a process that is gone had leased; the one that starts says so."""
+        self._door.write(outputs.release_deliveries)
+
+    def destinations_waiting(self) -> list[str]:
+        """Where pending messages go to, by name."""
+        return self._door.read(outputs.destinations_waiting)
 
     def delivered(self, delivery_id: int, at: float) -> None:
         """Note that a message arrived."""
@@ -241,6 +256,10 @@ class Store:
     def delivery_failed(self, delivery_id: int, error: str, next_at: float | None) -> None:
         """Note that a try failed: again at ``next_at``, or, where that is None, a dead letter."""
         self._door.write(outputs.delivery_failed, self._clock(), delivery_id, error, next_at)
+
+    def superseded(self, delivery_id: int, newer_score_id: int) -> None:
+        """Note that a pending message is not sent, for a newer result says more."""
+        self._door.write(outputs.superseded, self._clock(), delivery_id, newer_score_id)
 
     def requeue(self, delivery_id: int) -> bool:
         """Try a dead letter again from its start; False where it is none."""

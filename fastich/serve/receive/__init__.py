@@ -1,0 +1,1 @@
+"""What comes in: C-STORE, STOW-RS, zips, a watched folder. All of it may be broken or hostile."""
