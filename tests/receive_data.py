@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.presentation import build_context
 
+from fastich.dicom_parse import read_meta
 from fastich.serve.config import DicomConfig, SpoolConfig
 from fastich.serve.ingest import Ingest
 from fastich.serve.receive.dimse import DicomServer
@@ -167,6 +168,22 @@ def raw_association(port: int) -> socket.socket:
     assert header[0] == 2, f"expected A-ASSOCIATE-AC, found PDU type {header[0]}"
     peer.recv(struct.unpack(">L", header[2:])[0], socket.MSG_WAITALL)
     return peer
+
+
+def raw_store(number: int = 1) -> bytes:
+    """One C-STORE of ``ct(number)`` as PDUs."""
+    data = ct_bytes(number)
+    data_set = data[read_meta(data).dataset_offset :]
+    return pdu(4, fragment(store_rq(f"{ROOT}.1.1.{number}"), 3)) + pdu(4, fragment(data_set, 2))
+
+
+def status_of(peer: socket.socket) -> int:
+    """The status (0000,0900) of the next response on a raw association."""
+    header = peer.recv(6, socket.MSG_WAITALL)
+    assert header[:1] == b"\x04", f"expected P-DATA, found {header!r}"
+    body = peer.recv(struct.unpack(">L", header[2:])[0], socket.MSG_WAITALL)
+    at = body.index(b"\0\0\0\x09\x02\0\0\0")
+    return int.from_bytes(body[at + 8 : at + 10], "little")
 
 
 def threads_of_dicom() -> int:

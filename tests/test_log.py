@@ -5,15 +5,16 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from pydicom.dataelem import DataElement
 
 from fastich.serve.config import LogConfig
-from fastich.serve.log import OTHERS, OURS, SILENT, one_line, set_up, timestamp
+from fastich.serve.log import OTHERS, OURS, QUOTING, SILENT, one_line, set_up, timestamp
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """Loggers as they were."""
-    loggers = [logging.getLogger(name) for name in (OURS, *OTHERS, *SILENT)]
+    loggers = [logging.getLogger(name) for name in (OURS, *OTHERS, *QUOTING, *SILENT)]
     before = [(one.handlers, one.propagate, one.level, one.disabled) for one in loggers]
     yield
     for logger, (handlers, propagate, level, disabled) in zip(loggers, before, strict=True):
@@ -97,6 +98,14 @@ def test_warnings_of_pydicom_which_quote_values_are_silenced() -> None:
         warnings.warn_explicit("Invalid value 'SECRET^NAME'", UserWarning, "valuerep.py", 1, module="pydicom.valuerep")
         warnings.warn_explicit("ours", UserWarning, "x.py", 1, module="fastich.x")
     assert [str(one.message) for one in caught] == ["ours"]
+
+
+def test_warnings_that_pydicom_logs_quote_values_and_are_not_shown() -> None:
+    stream, _ = told(LogConfig())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        DataElement(0x00100030, "DA", "SECRET^NAME")
+    assert stream.getvalue() == ""
 
 
 def test_time_is_utc_with_milliseconds() -> None:

@@ -20,9 +20,12 @@ from receive_data import (
     ct_bytes,
     dicom_port,
     incoming_files,
+    is_closed_within,
     open_ingest,
     raw_association,
+    raw_store,
     scu,
+    status_of,
     stored_files,
     wait_until,
 )
@@ -239,16 +242,18 @@ def test_a_stop_waits_for_the_object_that_is_being_stored_and_for_no_idle_peer(
         return accept(*args, **kwargs)
 
     monkeypatch.setattr(ingest, "accept", slow)
-    heard: list[int] = []
-    with dicom_port(tmp_path, ingest=ingest) as port, raw_association(port.number):
-        sender = threading.Thread(target=lambda: heard.append(send(port)))
-        sender.start()
+    with (
+        dicom_port(tmp_path, ingest=ingest) as port,
+        raw_association(port.number) as idle,
+        raw_association(port.number) as sender,
+    ):
+        sender.sendall(raw_store())
         assert began.wait(5)
         start = time.monotonic()
         port.server.stop(drain_s=10)
         assert 0.3 < time.monotonic() - start < 4
-        sender.join(5)
-    assert heard == [0]
+        assert status_of(sender) == 0
+        assert is_closed_within(idle, 1.0)
     assert len(stored_files(ingest)) == 1
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from starlette.testclient import TestClient
+from toy_model import toy_onnx, write_model
 
 from fastich.conformal import FLAG, HUMAN_FIRST
 from fastich.dicom import group_studies, read_bytes
@@ -35,6 +37,9 @@ from fastich.serve.web.tokens import Tokens
 from fastich.study_rule import SliceAnswer, judge, place, rule_of, thresholds_of
 
 START = 1_780_000_000.0
+BASE = "http://127.0.0.1"
+MILD = 0.02
+"""Scale of the toy model's weights at which a phantom's slices score about 0.4."""
 
 
 @dataclass
@@ -59,9 +64,7 @@ class Site:
 
     def __post_init__(self) -> None:
         spool = self.folder / "spool"
-        self.config = ServeConfig(
-            spool=SpoolConfig(folder=spool, min_free_mib=self.min_free_mib), http=self.http
-        )
+        self.config = ServeConfig(spool=SpoolConfig(folder=spool, min_free_mib=self.min_free_mib), http=self.http)
         self.spool = Spool(spool, self.config.spool)
         self.store: Store = open_store(spool / "store.sqlite", clock=self.clock)
         self.tokens = Tokens(spool)
@@ -88,6 +91,20 @@ class Site:
     def close(self) -> None:
         self.stopping.set()
         self.store.close()
+
+
+def small_model(folder: Path) -> Path:
+    """A toy model folder whose probabilities are neither 0 nor 1."""
+    write_model(folder, toy_onnx(scale=MILD))
+    return folder
+
+
+def log_in(client: TestClient, token: str, name: str = "Kim") -> None:
+    """Give ``client`` the cookie of a session."""
+    answer = client.post(
+        "/login", data={"token": token, "name": name}, headers={"Origin": BASE}, follow_redirects=False
+    )
+    assert answer.status_code == 303, answer.text
 
 
 def bearer(site: Site, role: str = "viewer") -> dict[str, str]:
@@ -183,11 +200,11 @@ def write(site: Site, study_uid: str, outcome: Outcome, deliveries: Sequence[tup
         assert site.store.finish_study(study_uid, study.revision, outcome, deliveries)
 
 
-def refuse(site: Site, study_uid: str, reason: str, state: StudyState = StudyState.NOT_EVALUATED) -> None:
+def refuse(site: Site, study_uid: str, reason: str, *, deliveries: Sequence[tuple[str, str]] = ()) -> None:
     """Finish a study without a score."""
     for instance in site.store.lease_instances(1000, 60.0, max_attempts=3):
-        site.store.finish_instance(instance.sop_uid, InstanceState(state.value), "not CT", "Modality is 'MR'")
-    write(site, study_uid, Outcome(state=state, reason=reason))
+        site.store.finish_instance(instance.sop_uid, InstanceState.NOT_EVALUATED, "not CT", "Modality is 'MR'")
+    write(site, study_uid, Outcome(state=StudyState.NOT_EVALUATED, reason=reason), deliveries)
 
 
 def open_site(folder: Path, model: Path, clock: Callable[[], float] | None = None, **changes: Any) -> Site:

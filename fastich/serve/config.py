@@ -97,6 +97,9 @@ class HttpConfig:
     proxy_role_header: str = key("X-Forwarded-Role", "header with viewer or admin")
     max_body_mib: int = key(2048, "largest request body, MiB")
     max_parts: int = key(5000, "instances in one STOW-RS request or files in one zip")
+    max_uploads: int = key(16, "bodies that are taken in at a time; beyond it senders are told to come back")
+    body_timeout_s: float = key(30.0, "seconds that a body may stand still; its rate is taken over as many")
+    min_bytes_per_s: int = key(1024, "a body that comes slower than this is cut off")
 
 
 @dataclass(frozen=True, kw_only=True)

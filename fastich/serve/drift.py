@@ -2,8 +2,10 @@
 
 Pure functions over final results (``Store.score_history``). The reference is the first weeks of the site itself:
 model.json holds no histograms of the training data, and the page says so. What moved is told by the population
-stability index, sum((p - q) ln(p / q)) over bins; by custom below 0.1 is steady and above 0.25 has moved.
-Source: Siddiqi, "Credit risk scorecards", Wiley 2006, chapter 10.
+stability index, sum((p - q) ln(p / q)) over bins, less what chance alone makes of it: (B - 1) (1/n + 1/m) for n
+studies against m in B bins, which at 50 a week is more than the custom's limits (below 0.1 steady, above 0.25 moved).
+Source: Siddiqi, "Credit risk scorecards", Wiley 2006, chapter 10; of chance: Yurdakul, "Statistical properties of
+population stability index", dissertation, Western Michigan University, 2018.
 """
 
 import math
@@ -117,9 +119,7 @@ def _drift(measure: Measure, by_week: Mapping[float, Sequence[Mapping[str, Any]]
     told = [found for found in counted.values() if sum(found)][:REFERENCE_WEEKS]
     reference = tuple(map(sum, zip(*told, strict=True))) if told else (0.0,) * (len(measure.edges) - 1)
     weeks = [Week(starts_at=at, counts=found, index=stability(found, reference)) for at, found in counted.items()]
-    return Drift(
-        measure=measure, weeks=tuple(weeks[-SHOWN_WEEKS:]), reference=reference, num_reference=len(told)
-    )
+    return Drift(measure=measure, weeks=tuple(weeks[-SHOWN_WEEKS:]), reference=reference, num_reference=len(told))
 
 
 def counts(measure: Measure, documents: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
@@ -146,13 +146,15 @@ def _is_number(value: Any) -> bool:
 
 
 def stability(found: Sequence[float], reference: Sequence[float]) -> float | None:
-    """The population stability index; None where either side has fewer than ``FEWEST`` studies."""
+    """The population stability index less chance's part, not below 0; None with fewer than ``FEWEST`` on a side."""
     if round(min(sum(found), sum(reference))) < FEWEST:
         return None
     total, size = sum(found), len(found)
     p_B = [(count + SMOOTHING) / (total + SMOOTHING * size) for count in found]
     q_B = [(count + SMOOTHING) / (sum(reference) + SMOOTHING * size) for count in reference]
-    return sum((p - q) * math.log(p / q) for p, q in zip(p_B, q_B, strict=True))
+    index = sum((p - q) * math.log(p / q) for p, q in zip(p_B, q_B, strict=True))
+    num_used = sum(count + other > 0 for count, other in zip(found, reference, strict=True))
+    return max(0.0, index - (num_used - 1) * (1 / total + 1 / sum(reference)))
 
 
 def in_words(index: float | None) -> str:

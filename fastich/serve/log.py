@@ -14,8 +14,10 @@ from typing import TextIO
 from fastich.serve.config import LogConfig
 
 OURS = "fastich"
-OTHERS = ("uvicorn", "uvicorn.error", "pynetdicom", "pydicom", "httpx", "psycopg")
+OTHERS = ("uvicorn", "uvicorn.error", "pynetdicom", "httpx", "psycopg")
 """Libraries that log; of these only warnings and worse are shown."""
+QUOTING = ("pydicom", "highdicom")
+"""Libraries whose warnings, which they log as well, quote values of data sets; only errors are shown."""
 SILENT = ("uvicorn.access",)
 """URLs of requests name studies; the audit trail says who asked for what."""
 
@@ -25,10 +27,12 @@ def set_up(config: LogConfig, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if config.format == "json" else TextLines())
     level = getattr(logging, config.level.upper())
-    for name in (OURS, *OTHERS):
+    least = {OURS: level}
+    least |= dict.fromkeys(OTHERS, max(level, logging.WARNING)) | dict.fromkeys(QUOTING, logging.ERROR)
+    for name, shown in least.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level if name == OURS else max(level, logging.WARNING))
+        logger.setLevel(shown)
     for name in SILENT:
         logging.getLogger(name).disabled = True
     warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|highdicom)\b")

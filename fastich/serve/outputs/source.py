@@ -157,5 +157,9 @@ def to_bytes(made: Dataset) -> bytes:
 
 
 def ascii_text(text: Any) -> str:
-    """``text`` in printable ASCII, on one line: what we add must be legal in any character set."""
-    return "".join(char if " " <= char <= "~" else "?" for char in str(text)).replace("\\", "/")
+    """``text`` in printable ASCII, on one line: what we add must be legal, and the same, in any character set.
+
+    Backslash separates values, and with the tilde it is another letter in ISO_IR 13 (PS3.3 table C.12-2).
+    """
+    plain = str(text).replace("\\", "/").replace("~", "-")
+    return "".join(char if " " <= char <= "~" else "?" for char in plain)

@@ -85,7 +85,7 @@ class Connection:
         self.serving += 1
 
     def answered(self) -> None:
-        """The answer is on its way; the sender's time begins."""
+        """The answer is out; the sender's time begins."""
         self.serving = 0
         self._active_at = self._clock()
 

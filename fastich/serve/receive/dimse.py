@@ -22,8 +22,9 @@ from fastich.serve.config import DicomConfig, Peer
 from fastich.serve.entities import Origin
 from fastich.serve.ingest import Ingest, IngestRefused
 from fastich.serve.receive.connection import limits_of
-from fastich.serve.receive.guards import Contexts, GuardedServer, Report, configure
-from fastich.serve.receive.reasons import ANSWERS, PROCESSING_FAILURE, SUCCESS
+from fastich.serve.receive.guards import configure
+from fastich.serve.receive.listener import Contexts, GuardedServer
+from fastich.serve.receive.reasons import ANSWERS, PROCESSING_FAILURE, SUCCESS, Report
 from fastich.serve.receive.tls import server_context
 
 VERIFICATION = "1.2.840.10008.1.1"

@@ -1,4 +1,4 @@
-"""pynetdicom 3.0.4 behind caps: the only file that reaches into its internals (held by tests/test_receive_guards.py).
+"""pynetdicom 3.0.4 behind caps: reaches into its internals, with ``listener`` (tests/test_receive_guards.py pins them).
 
 What stock pynetdicom allows, and what stands here in its place:
 
@@ -11,47 +11,39 @@ What stock pynetdicom allows, and what stands here in its place:
 - each N-EVENT-REPORT starts a thread -> only C-STORE and C-ECHO requests get through
 - a UID that breaks PS3.5 9.1 ends the association, with all that was still to come -> it is answered 0x0117
 - a TLS handshake blocks the thread that accepts -> it happens in the connection's own thread, against the clock
-- sockets without an association stay, and count as associations -> ``GuardedServer``: caps by address and in all,
-  a watch on each (``connection``)
+- sockets without an association stay, and count as associations -> ``listener``: caps by address and in all, a watch
+  on each (``connection``)
 - a closed connection keeps its thread until acse_timeout -> it is woken
 - every connection deep-copies 170 presentation contexts (24 ms) -> ``Contexts`` are shared
 """
 
-import contextlib
 import logging
 import socket
-import ssl
 import struct
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from socketserver import BaseServer
 from typing import Any, cast
 
 from pydicom.uid import UID
 from pynetdicom import _config
-from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
-from pynetdicom.events import EventHandlerType
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AssociationSocket
 
 from fastich.dicom_parse import decode_text
 from fastich.serve.entities import Refused
 from fastich.serve.identity import is_uid
 from fastich.serve.ingest import Ingest, IngestRefused
-from fastich.serve.receive.connection import Connection, Limits
+from fastich.serve.receive.connection import Connection
 from fastich.serve.receive.incoming import Incoming
-from fastich.serve.receive.reasons import ANSWERS, SOP_CLASS_NOT_SUPPORTED
+from fastich.serve.receive.reasons import ANSWERS, SOP_CLASS_NOT_SUPPORTED, Report
 
 PYNETDICOM_VERSION = "3.0.4"
 """The version whose internals were read; others of 3.0 may do, and the tests say so."""
-ASSOCIATE_RQ, P_DATA_TF = 1, 4
+P_DATA_TF = 4
 MAX_PDU_BYTES = 2**20
 """We announce 128 KiB, DCMTK's largest; some peers send what they like."""
 MAX_OTHER_PDU_BYTES = 2**18
@@ -62,14 +54,8 @@ MIN_FRAGMENT_BYTES = 2
 MAX_COMMAND_BYTES = 4096
 """A C-STORE request has about 300."""
 READ_BYTES = 2**16
-MAX_SOCKETS = 256
-WATCH_S = 0.1
 NO_DATA_SET = 0x0101
 SOP_CLASS, SOP_UID = 0x00000002, 0x00001000
-
-
-Report = Callable[[str, dict[str, Any]], None]
-"""Told what happened: a word and its values, none of which names a patient."""
 
 
 def configure() -> None:
@@ -78,13 +64,6 @@ def configure() -> None:
     _config.STORE_RECV_CHUNKED_DATASET = False
     _config.LOG_HANDLER_LEVEL = "none"
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-
-
-class Contexts(list[PresentationContext]):
-    """Supported contexts that all associations share: they are read only, and copying them costs 24 ms."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Contexts":
-        return self
 
 
 class GuardedSocket(AssociationSocket):
@@ -115,6 +94,12 @@ class GuardedSocket(AssociationSocket):
         else:
             self._connection.end()
         return body
+
+    def send(self, bytestream: bytes) -> None:
+        """Send one PDU; a P-DATA-TF is an answer, and with it out, reading goes on."""
+        super().send(bytestream)
+        if bytestream[:1] == bytes([P_DATA_TF]):
+            self._connection.answered()
 
     def _read(self, num_bytes: int) -> bytearray:
         data = bytearray()
@@ -171,11 +156,6 @@ class GuardedDimse(DIMSEServiceProvider):
         except Exception as error:  # a command set from a stranger is parsed here: any error is the peer's
             text = str(error) if isinstance(error, _Broken) else f"a message that is none: {type(error).__name__}"
             self.connection.cut(text)
-
-    def send_msg(self, primitive: Any, context_id: int) -> None:
-        """Answer, and read on."""
-        super().send_msg(primitive, context_id)
-        self.connection.answered()
 
     def discard(self) -> None:
         """Remove what was never served."""
@@ -279,132 +259,3 @@ def _uid(message: DIMSEMessage, tag: int) -> str:
 
 class _Broken(Exception):
     """A message that no honest peer sends."""
-
-
-class GuardedHandler(RequestHandler):
-    """Runs one connection from its first byte to its last, in a thread that watches it."""
-
-    server: "GuardedServer"
-
-    def handle(self) -> None:
-        """Start pynetdicom's two threads, and stay until they are gone."""
-        server = self.server
-        connection = Connection(self.request, self.client_address[0], server.limits)
-        association = self._create_association()
-        association.dul.event_queue.get_nowait()  # of the socket that is replaced: each announces its connection
-        association.dul.socket = GuardedSocket(association, connection)
-        association.dimse = GuardedDimse(association, connection, server.ingest, server.report)
-        with server.watched(connection):
-            association.start()
-            while association.is_alive():
-                association.join(WATCH_S)
-                self._watch(association, connection)
-            association.dimse.discard()
-        if connection.was_cut:
-            server.report("cut", {"address": connection.address, "reason": connection.was_cut})
-
-    def _watch(self, association: Association, connection: Connection) -> None:
-        reason = connection.overdue()
-        if reason:
-            connection.cut(reason)
-        if association._started_dul and not association.dul.is_alive() and not connection.established:
-            association.dul.to_user_queue.put(None)  # nothing will come: do not wait acse_timeout for it
-
-
-class GuardedServer(ThreadedAssociationServer):
-    """Accepts connections up to its caps; TLS, where asked for, begins in the connection's own thread.
-
-    Attributes:
-        connections: those that are open, with an association or before it.
-    """
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(
-        self,
-        ae: ApplicationEntity,
-        address: tuple[str, int],
-        ae_title: str,
-        contexts: list[PresentationContext],
-        *,
-        ingest: Ingest,
-        limits: Limits,
-        max_associations: int,
-        max_sockets_per_address: int,
-        tls: ssl.SSLContext | None,
-        report: Report,
-        handlers: list[EventHandlerType],
-    ) -> None:
-        self.ingest, self.limits, self.report = ingest, limits, report
-        self.connections: set[Connection] = set()
-        self._admitted: set[Connection] = set()
-        self._sockets: dict[socket.socket, str] = {}
-        self._max_associations, self._max_per_address = max_associations, max_sockets_per_address
-        self._tls = tls
-        self._guard = threading.Lock()
-        super().__init__(ae, address, ae_title, contexts, evt_handlers=handlers, request_handler=GuardedHandler)
-        self.contexts = Contexts(self.contexts)
-
-    def admit(self, connection: Connection) -> bool:
-        """Count an association, unless there are too many."""
-        with self._guard:
-            if len(self._admitted) >= self._max_associations:
-                return False
-            self._admitted.add(connection)
-            return True
-
-    @contextlib.contextmanager
-    def watched(self, connection: Connection) -> Iterator[None]:
-        """Hold a connection among the open ones."""
-        with self._guard:
-            self.connections.add(connection)
-        try:
-            yield
-        finally:
-            connection.close()
-            with self._guard:
-                self.connections.discard(connection)
-                self._admitted.discard(connection)
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Close a socket at once where its address, or all together, have too many."""
-        address = client_address[0]
-        with self._guard:
-            if len(self._sockets) >= MAX_SOCKETS or Counter(self._sockets.values())[address] >= self._max_per_address:
-                return False
-            self._sockets[request] = address
-            return True
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """All of one connection: handshake, association, end."""
-        try:
-            self.finish_request(self._secured(request), client_address)
-        except OSError as error:
-            reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
-            self.report("cut", {"address": client_address[0], "reason": f"connection: {reason}"})
-        except Exception as error:
-            self.report("error", {"address": client_address[0], "reason": type(error).__name__})
-        finally:
-            self.shutdown_request(request)
-            with self._guard:
-                del self._sockets[request]
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """No thread could be started: forget the socket instead of printing a traceback."""
-        with self._guard:
-            self._sockets.pop(request, None)
-        self.report("error", {"address": client_address[0], "reason": "no thread for a connection"})
-
-    def shutdown(self) -> None:
-        """Stop accepting; open connections go on."""
-        BaseServer.shutdown(self)
-        self.server_close()
-
-    def _secured(self, request: socket.socket) -> socket.socket:
-        if self._tls is None:
-            return request
-        request.settimeout(self.limits.acse_timeout_s)  # of the whole handshake, not of each byte
-        secured = self._tls.wrap_socket(request, server_side=True)
-        secured.settimeout(None)
-        return secured

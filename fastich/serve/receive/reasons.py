@@ -6,8 +6,9 @@ than its words: 0xA7xx, 503 and 507 mean "come back", everything else means "nev
 Source: PS3.4 table B.2-1 and PS3.7 annex C (C-STORE statuses), PS3.18 tables 10.5.3-1 and I.2-2 (STOW-RS), RFC 9110.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from fastich.serve.entities import Refused
 
@@ -17,6 +18,9 @@ PROCESSING_FAILURE = 0x0110
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 """PS3.7 C.5.6: the instance is of another class than the presentation context that it came in."""
 RETRY_AFTER_S = 10
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Told what happened, by any thread: a word and its values, none of which names a patient."""
 
 
 @dataclass(frozen=True, slots=True)

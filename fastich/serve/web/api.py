@@ -16,10 +16,10 @@ from starlette.routing import Route
 from fastich.serve.entities import Study
 from fastich.serve.web import view
 from fastich.serve.web.guards import error_answer
+from fastich.serve.web.listing import LIMIT
 from fastich.serve.web.parts import Parts, parts_of
 from fastich.serve.web.paths import STUDY
 
-WORKLIST_LIMIT = 500
 COMMENT_CHARACTERS = 2000
 MAX_EXPECTED = 100_000
 
@@ -55,7 +55,7 @@ def find_study(parts: Parts, study_uid: str) -> Study:
 def studies(request: Request) -> Response:
     """GET /studies: the worklist in its order."""
     parts = parts_of(request)
-    rows = [view.study_view(study) for study in parts.store.worklist(WORKLIST_LIMIT)]
+    rows = [view.study_view(study) for study in parts.store.worklist(LIMIT)]
     return JSONResponse({"now": parts.clock(), "studies": rows})
 
 

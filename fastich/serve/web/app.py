@@ -19,9 +19,10 @@ from starlette.staticfiles import StaticFiles
 from fastich.serve.web import api, events, health, images, kserve, metrics, page
 from fastich.serve.web.auth import Auth, Doorman, login, logout
 from fastich.serve.web.guards import Guard, error_answer
+from fastich.serve.web.jinja import HERE
 from fastich.serve.web.limits import FailedLogins
+from fastich.serve.web.listing import Listing
 from fastich.serve.web.parts import Parts
-from fastich.serve.web.templates import HERE
 
 
 class Static(StaticFiles):
@@ -77,6 +78,7 @@ def build_app(parts: Parts) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.parts, app.state.doorman, app.state.golden, app.state.hub = parts, doorman, golden, hub
+    app.state.listing = Listing(parts)
     app.state.darkroom, app.state.registry, app.state.turns = darkroom, registry, kserve.Turns()
     return app
 

@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastich.serve.config import HttpConfig
 from fastich.serve.web.guards import error_answer
+from fastich.serve.web.jinja import page
 from fastich.serve.web.limits import FailedLogins
 from fastich.serve.web.parts import Parts, parts_of
-from fastich.serve.web.templates import page
 from fastich.serve.web.tokens import ROLES, SESSION_S, Caller, Tokens, user_name
 
 LOG = logging.getLogger(__name__)
@@ -201,16 +201,16 @@ def is_local(connection: HTTPConnection) -> bool:
 
 
 async def login(request: Request) -> Response:
-    """GET: the form. POST: a token and a name for a cookie and the worklist."""
+    """GET: the form. POST: a token and a name for a cookie and the worklist. No page behind a proxy that knows who."""
+    if parts_of(request).config.http.auth == "proxy":
+        return error_answer(404, "no such page")
     if request.method != "POST":
         return page(request, "login.html", error="")
     doorman: Doorman = request.app.state.doorman
     fields = parse_qs((await request.body()).decode("utf-8", "replace"))
     try:
         require_same_origin(request.headers)
-        found = doorman.check(
-            fields.get("token", [""])[0].strip(), address(request), fields.get("name", [""])[0]
-        )
+        found = doorman.check(fields.get("token", [""])[0].strip(), address(request), fields.get("name", [""])[0])
     except Denied as denied:
         parts_of(request).audit.record("login", who=address(request), outcome="failure")
         return page(request, "login.html", status=denied.status, error=denied.message)
@@ -236,5 +236,3 @@ async def logout(request: Request) -> Response:
     answer = RedirectResponse("/login", status_code=303)
     answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return answer
-
-

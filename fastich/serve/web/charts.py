@@ -31,11 +31,7 @@ def histogram(drift: Drift, week: Week) -> Markup:
 def _steps(shares: Sequence[float], top: float, step: float) -> Markup:
     if not any(shares):
         return Markup("")
-    points = [
-        f"{_n(x)},{_n(_y(share, top))}"
-        for i, share in enumerate(shares)
-        for x in (i * step, (i + 1) * step)
-    ]
+    points = [f"{_n(x)},{_n(_y(share, top))}" for i, share in enumerate(shares) for x in (i * step, (i + 1) * step)]
     return Markup('<polyline class="reference" points="{}"/>').format(" ".join(points))
 
 

@@ -5,6 +5,7 @@ one line of JSON. Costs some microseconds a request.
 """
 
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,8 @@ SMALL_BODY_BYTES = 64 * 1024
 INFER_BODY_BYTES = 192 * MIB
 """``kserve.MAX_PIXELS`` int16 pixels are 64 MiB in binary, and up to three times as much as JSON numbers."""
 
+HOST_AND_PORT = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:[0-9]{1,5})?")
+
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -31,11 +34,12 @@ SECURITY_HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+"""``no-referrer`` would make browsers send ``Origin: null`` with our own forms; others are told nothing either way."""
 TLS_HEADER = ("Strict-Transport-Security", "max-age=31536000")
 NO_STORE = "no-store"
 """Of everything that does not say otherwise: a browser's cache is no place for patient data."""
@@ -62,7 +66,7 @@ class Guard:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
-            return
+            return None
         request_id = secrets.token_hex(8)
         has_begun = False
 
@@ -121,11 +125,10 @@ def error_answer(status: int, message: str, **headers: str) -> JSONResponse:
 
 
 def host_name(host: str) -> str:
-    """The Host header without its port, in lower case; brackets of an IPv6 address are dropped."""
+    """The Host header without its port, in lower case, and without the brackets of an IPv6 address; else as it is."""
     text = host.strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.rpartition(":")[0] if text.count(":") == 1 else text
+    found = HOST_AND_PORT.fullmatch(text)
+    return (found["six"] or found["name"]) if found else text
 
 
 def is_trick(raw_path: bytes, path: str) -> bool:

@@ -115,7 +115,9 @@ def free_bytes(parts: Parts) -> int:
 
 def _disk(parts: Parts) -> Check:
     free, least = free_bytes(parts) // MIB, parts.config.spool.min_free_mib
-    return Check(name="disk", is_ok=free >= least, detail=f"{free} MiB free, at least {least} are needed to take studies")
+    return Check(
+        name="disk", is_ok=free >= least, detail=f"{free} MiB free, at least {least} are needed to take studies"
+    )
 
 
 def _database(parts: Parts) -> str:

@@ -31,6 +31,8 @@ from fastich.windowing import Window, parse_windows, resize_area
 
 MAX_CACHE_BYTES = 64 * 2**20
 MAX_MAP_STUDIES = 4
+TISSUE_HU = -200
+"""Air stays black under a class map: a bleed is in the head, and a cell in the air says nothing (``class_maps.py``)."""
 SMALLEST, LARGEST = 32, 512
 """Of a thumbnail, pixels."""
 HU_LIMIT, WIDTH_LIMIT = 32768.0, 65536.0
@@ -142,7 +144,9 @@ def develop(parts: Parts, darkroom: Darkroom, study: Study, row: dict[str, Any],
     cam = _maps(parts, darkroom, study).get((row["path"], row["frame"]))
     if cam is None:
         raise Refusal(404, "no class map is stored for this slice")
-    return render.png(render.overlay(hu, cam[LABELS.index(asked.overlay)], asked.window))
+    coloured = render.overlay(hu, cam[LABELS.index(asked.overlay)], asked.window)
+    plain = render.grey(hu, asked.window)[..., None]
+    return render.png(np.where((hu > TISSUE_HU)[..., None], coloured, plain))
 
 
 def read_pixels(parts: Parts, darkroom: Darkroom, row: dict[str, Any]) -> HuArray:

@@ -34,8 +34,8 @@ def person_name(value: str) -> str:
     Source: PS3.5 6.2.1: groups are apart by ``=`` (alphabetic, ideographic, phonetic), components by ``^`` (family,
     given, middle, prefix, suffix).
     """
-    groups = [_group(group) for group in value.split("=")[:3]]
-    shown = [group for group in groups if group]
+    groups = value.split("=")[:3]
+    shown = [text for text in (_group(groups[0]), *map(_other_group, groups[1:])) if text]
     if not shown:
         return NOT_STATED
     rest = " / ".join(shown[1:])
@@ -46,6 +46,11 @@ def _group(group: str) -> str:
     family, given, middle, prefix, suffix = ([clean(part) for part in group.split("^")] + [""] * 5)[:5]
     first = " ".join(part for part in (prefix, given, middle) if part)
     return ", ".join(part for part in (family, first, suffix) if part)
+
+
+def _other_group(group: str) -> str:
+    """An ideographic or phonetic name: parts in their order, no comma."""
+    return " ".join(part for part in map(clean, group.split("^")) if part)
 
 
 def dicom_date(value: str) -> str:
@@ -66,13 +71,16 @@ def dicom_time(value: str) -> str:
     return text
 
 
-def age(seconds: float) -> str:
-    """A stretch of time as people say it: ``42 s``, ``7 min 05 s``, ``3 h 20 min``, ``2 d 4 h``; never negative."""
+def age(seconds: float, coarse: bool = False) -> str:
+    """A stretch of time as people say it: ``42 s``, ``7 min 05 s``, ``3 h 20 min``, ``2 d 4 h``; never negative.
+
+    ``coarse`` leaves the seconds out beyond a minute.
+    """
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60} min" if coarse else f"{whole // 60} min {whole % 60:02d} s"
     if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"

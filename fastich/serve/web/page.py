@@ -4,7 +4,6 @@ The worklist's rows are one fragment: ``/worklist`` gives them alone, and the pa
 place, so there is one template for what is seen first and what comes later.
 """
 
-import hashlib
 import json
 import statistics
 from typing import Any
@@ -19,32 +18,20 @@ from fastich.labels import LABELS
 from fastich.serve import drift
 from fastich.serve.web import api, view
 from fastich.serve.web.charts import histogram
+from fastich.serve.web.jinja import page, render
+from fastich.serve.web.listing import LIMIT, Row
 from fastich.serve.web.names import moment
 from fastich.serve.web.parts import Parts, parts_of
 from fastich.serve.web.paths import STUDY
-from fastich.serve.web.templates import page, render
 from fastich.serve.web.worth import DEFAULT_PREVALENCE, UNKNOWN, operating_points
+from fastich.study_rule import triage_of
 from fastich.windowing import WINDOWS
 
 DRIFT_S = 26 * drift.WEEK_S
 """Half a year of results is read for the drift page."""
 
 
-def worklist_rows(parts: Parts) -> list[dict[str, Any]]:
-    """Rows of the worklist in their order, each with its comments."""
-    rows = []
-    for study in parts.store.worklist(api.WORKLIST_LIMIT):
-        row = view.study_view(study)
-        comments = parts.store.comments_of(study.study_uid)
-        row["num_comments"] = len(comments)
-        row["last_comment"] = view.comment_view(comments[-1]) if comments else None
-        row["finding_rows"] = view.finding_rows(row)
-        row["mark"] = hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        rows.append(row)
-    return rows
-
-
-def summary(parts: Parts, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(parts: Parts, rows: list[Row]) -> dict[str, Any]:
     """The line above the list: raised ones, what waits, how quick it was."""
     raised = [row for row in rows if row["is_raised"]]
     times = parts.store.notification_times()
@@ -56,21 +43,22 @@ def summary(parts: Parts, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "median_s": statistics.median(times) if times else None,
         "p95_s": float(np.quantile(times, 0.95)) if times else None,
         "quiet_s": parts.config.scoring.quiet_s,
-        "is_cut": len(rows) == api.WORKLIST_LIMIT,
-        "limit": api.WORKLIST_LIMIT,
+        "is_cut": len(rows) == LIMIT,
+        "limit": LIMIT,
     }
 
 
 def worklist(request: Request) -> Response:
     """GET /: the worklist."""
     parts = parts_of(request)
-    rows = worklist_rows(parts)
+    rows = request.app.state.listing.rows()
     return page(
         request,
         "worklist.html",
         rows=rows,
         summary=summary(parts, rows),
         points=operating_points(parts.session, parts.study_session),
+        has_triage=triage_of(parts.session, parts.study_session) is not None,
         unknown=UNKNOWN,
         prevalence=DEFAULT_PREVALENCE,
         last_event_id=parts.store.last_event_id(),
@@ -80,21 +68,14 @@ def worklist(request: Request) -> Response:
 def fragment(request: Request) -> Response:
     """GET /worklist: rows and summary alone, as HTML in JSON, with the server's time."""
     parts = parts_of(request)
-    rows, now = worklist_rows(parts), parts.clock()
-    common = {"rows": rows, "summary": summary(parts, rows), "now": now}
+    rows, now = request.app.state.listing.rows(), parts.clock()
+    about = summary(parts, rows)
     return JSONResponse(
         {
             "now": now,
-            "num_raised": common["summary"]["num_raised"],
-            "rows": [
-                {
-                    "uid": row["study_uid"],
-                    "mark": row["mark"],
-                    "html": render("row.html", row=row, now=now),
-                }
-                for row in rows
-            ],
-            "summary": render("summary.html", **common),
+            "num_raised": about["num_raised"],
+            "rows": [{"uid": row["study_uid"], "mark": row["mark"], "html": row["html"]} for row in rows],
+            "summary": render("summary.html", summary=about, now=now),
         }
     )
 
@@ -112,7 +93,7 @@ def study(request: Request) -> Response:
         "study.html",
         row=whole,
         findings=view.finding_rows(whole),
-        windows={name: win for name, win in WINDOWS.items()},
+        windows=WINDOWS,
         strip_json=json_in_html(whole["strip"] | {"key": (whole["key_slice"] or {"number": 0})["number"]}),
         threshold_json=json_in_html(((whole["model"] or {}).get("thresholds")) or {}),
         order=("any", *LABELS[:-1]),

@@ -2,7 +2,7 @@
 
 A request is a JSON object; with the header ``Inference-Header-Content-Length`` its first so many bytes are the object
 and the raw little-endian tensors follow in the order of ``inputs``. Every length is compared before memory is taken.
-Source: https://github.com/kserve/open-inference-protocol (inference_rest.md) and Triton's protocol/extension_binary_data.
+Source: https://github.com/kserve/open-inference-protocol (inference_rest.md), Triton's extension_binary_data.
 """
 
 import json

@@ -81,7 +81,7 @@ class Tokens:
 
     def open_cookie(self, value: str, now: float) -> Caller | None:
         """Who a cookie belongs to; None where it is forged, out of date, or its token is gone."""
-        body, mark = (_decode(part) for part in (value.split(".") + [""])[:2])
+        body, mark = (_decode(part) for part in [*value.split("."), ""][:2])
         if not body or not hmac.compare_digest(self._sign(body), mark):
             return None
         name, start, user, ends = json.loads(body)

@@ -204,9 +204,7 @@ def comment_view(comment: Comment) -> Json:
 def instance_views(instances: Sequence[Instance]) -> list[Json]:
     """What was not scored of a study, and why: ``state``, ``reason``, ``detail`` and how many are alike."""
     unscored = [one for one in instances if one.state in (InstanceState.NOT_EVALUATED, InstanceState.FAILED)]
-    alike = Counter(
-        (one.state.value, names.clean(one.reason, 120), names.clean(one.detail, 400)) for one in unscored
-    )
+    alike = Counter((one.state.value, names.clean(one.reason, 120), names.clean(one.detail, 400)) for one in unscored)
     return [
         {"state": state, "reason": reason, "detail": detail, "count": count}
         for (state, reason, detail), count in alike.most_common()

@@ -27,11 +27,11 @@ def operating_points(session: Session, study_session: StudySession | None) -> li
     if not isinstance(metrics, Mapping):
         return []
     told = [("Studies", metrics.get("studies"), studies), ("Slices", metrics, slices)]
-    return [_point(title, found, limits, metrics) for title, found, limits in told if _has_rates(found)]
-
-
-def _has_rates(found: Any) -> bool:
-    return isinstance(found, Mapping) and "sensitivity" in found and "specificity" in found
+    return [
+        _point(title, found, limits, metrics)
+        for title, found, limits in told
+        if isinstance(found, Mapping) and {"sensitivity", "specificity"} <= found.keys()
+    ]
 
 
 def _point(title: str, found: Mapping[str, Any], limits: Thresholds, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,18 @@ export const setNow = (seconds) => { ahead = seconds * 1000 - Date.now(); };
 export const now = () => (Date.now() + ahead) / 1000;
 
 // The same words as names.age on the server.
-export function age(seconds) {
+export function age(seconds, coarse = false) {
   const whole = Math.max(0, Math.floor(seconds));
   const two = (n) => String(n).padStart(2, "0");
   if (whole < 60) return `${whole} s`;
+  if (whole < 3600 && coarse) return `${Math.floor(whole / 60)} min`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${two(whole % 60)} s`;
   if (whole < 86400) return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
   return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
 }
 export function tick() {
   for (const time of all("time[data-since]")) {
-    const text = age(now() - Number(time.dataset.since));
+    const text = age(now() - Number(time.dataset.since), time.dataset.coarse !== undefined);
     if (time.textContent !== text) time.textContent = text;
   }
 }

@@ -67,7 +67,7 @@ if (canvas) {
     const z = numbers.z_mm[at], level = $("input[name=window]:checked").dataset.level;
     $("#where").textContent = `${at + 1} / ${count}${z === null ? "" : `   z ${z.toFixed(1)} mm`}`;
     $("#level").textContent = `${windowName()} ${level}`;
-    $("#mapped").textContent = overlay() === "none" ? "" : `class map ${overlay()}: where the network looked`;
+    $("#mapped").textContent = overlay() === "none" ? "" : `class map: ${overlay()}`;
     slider.value = at;
     slider.setAttribute("aria-valuetext", `slice ${at + 1} of ${count}, p(any) ${numbers.probability.any[at].toFixed(2)}`);
     canvas.setAttribute("aria-label", `Slice ${at + 1} of ${count}, window ${windowName()}, p(any) ${numbers.probability.any[at].toFixed(2)}. Not for diagnosis.`);
@@ -78,6 +78,7 @@ if (canvas) {
       item.textContent = `${label} ${numbers.probability[label][at].toFixed(2)}`;
       return item;
     }));
+    if (overlay() !== "none") $("#legend").append("Class map: where the network looked, not how sure it was.");
   }
   const go = (n) => { at = Math.min(count - 1, Math.max(0, n)); draw(); };
 
@@ -171,8 +172,16 @@ if (canvas) {
 function common() {
   return {
     a: () => act("acknowledge"), u: () => act("undo"),
-    c: () => $("#text").focus(), Escape: () => location.assign("/"),
+    c: () => $("#text").focus(), n: () => { next().catch(() => {}); }, Escape: () => location.assign("/"),
   };
+}
+
+// The first study of the worklist that is raised and is not this one.
+async function next() {
+  const { studies } = await ask("/studies");
+  const found = studies.find((study) => study.is_raised && study.study_uid !== uid);
+  if (found) location.assign(`/studies/${found.study_uid}`);
+  else announce("No other study is raised.");
 }
 
 async function act(what, id) {

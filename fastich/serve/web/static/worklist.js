@@ -90,6 +90,7 @@ function filter() {
   const parts = [];
   if (hidden) parts.push(`${hidden} not shown${seen ? `, ${seen} of them acknowledged` : ""}`);
   if (kept) parts.push(`${kept} raised and not acknowledged shown all the same`);
+  $("#shown").classList.toggle("kept", kept > 0);
   if ($("#shown").value !== parts.join("; ")) $("#shown").value = parts.join("; ");
   for (const group of all(".group")) group.classList.toggle("bare", !$("li.study:not([hidden])", group));
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -48,9 +49,9 @@ def digits(value: float) -> str:
 ENVIRONMENT = make_environment()
 
 
-def render(template: str, **values: Any) -> str:
-    """A template as text."""
-    return ENVIRONMENT.get_template(template).render(**values)
+def render(template: str, **values: Any) -> Markup:
+    """A template as HTML, which other templates take as it is."""
+    return Markup(ENVIRONMENT.get_template(template).render(**values))
 
 
 def page(request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
