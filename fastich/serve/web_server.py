@@ -1,7 +1,6 @@
 """The HTTP listener: uvicorn in a thread of its own, on a socket that was bound before anything else started."""
 
 import socket
-import ssl
 import threading
 import time
 from typing import Any
@@ -10,6 +9,7 @@ import uvicorn
 
 from fastich.errors import FastichError
 from fastich.serve.config import HttpConfig
+from fastich.serve.receive.tls import server_context
 
 START_LIMIT_S = 30.0
 GOODBYE_S = 3
@@ -31,7 +31,7 @@ class WebServer:
         """Bind the socket.
 
         Raises:
-            FastichError: the address is taken or not ours.
+            FastichError: the address is taken or not ours, or a file of TLS is missing or damaged.
         """
         self._socket = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,7 +73,7 @@ class WebServer:
 
 
 def _settings(app: Any, config: HttpConfig) -> uvicorn.Config:
-    tls = config.tls
+    context = server_context(config.tls, "http.tls")
     return uvicorn.Config(
         app,
         log_config=None,
@@ -85,8 +85,5 @@ def _settings(app: Any, config: HttpConfig) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         limit_concurrency=MAX_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        ssl_certfile=tls.certificate,
-        ssl_keyfile=tls.private_key,
-        ssl_ca_certs=None if tls.client_ca is None else str(tls.client_ca),
-        ssl_cert_reqs=ssl.CERT_NONE if tls.client_ca is None else ssl.CERT_REQUIRED,
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
