@@ -33,6 +33,7 @@ class WebServer:
         Raises:
             FastichError: the address is taken or not ours, or a file of TLS is missing or damaged.
         """
+        self._server = uvicorn.Server(_settings(app, config))
         self._socket = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -45,7 +46,6 @@ class WebServer:
         secure = config.tls.certificate is not None
         shown = "localhost" if config.host in ("0.0.0.0", "::") else config.host
         self.url = f"{'https' if secure else 'http'}://{shown}:{self.port}/"
-        self._server = uvicorn.Server(_settings(app, config))
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
 
     def _serve(self) -> None:
