@@ -17,6 +17,10 @@ from peers import needs
 
 from fastich.serve import config_file
 from fastich.serve.config import DicomConfig, HttpConfig
+from fastich.serve.outputs.sender import DRAIN_S as SEND_DRAIN_S
+from fastich.serve.receive.dimse import LAST_WAIT_S
+from fastich.serve.server import DRAIN_S
+from fastich.serve.web_server import GOODBYE_S, THREAD_LIMIT_S
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEPLOY = PROJECT / "deploy"
@@ -47,6 +51,13 @@ def unit() -> configparser.RawConfigParser:
     made.optionxform = str  # type: ignore[assignment,method-assign]
     made.read_string(text("fastich.service"))
     return made
+
+
+def test_service_waits_longer_than_the_server_may_take_to_drain() -> None:
+    """Receivers, HTTP, scoring and sending end one after the other (``Server.stop``)."""
+    receivers, http, scoring, sending = DRAIN_S + LAST_WAIT_S, GOODBYE_S + THREAD_LIMIT_S, DRAIN_S, SEND_DRAIN_S
+    limit_s = float(unit()["Service"]["TimeoutStopSec"])
+    assert limit_s >= receivers + http + scoring + sending
 
 
 def test_service_starts_the_server_as_a_user_of_its_own() -> None:

@@ -32,7 +32,7 @@ def test_it_answers_where_it_says_and_lets_go_of_the_port() -> None:
 def test_a_taken_port_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(FastichError, match=rf"\[http\] 127\.0\.0\.1:{port}: cannot listen \(Address already in use"):
+        with pytest.raises(FastichError, match=rf"\[http\] .*:{port}: cannot listen \(Address already in use"):
             WebServer(APP, HttpConfig(port=port))
 
 

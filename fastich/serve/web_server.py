@@ -14,6 +14,8 @@ from fastich.serve.receive.tls import server_context
 START_LIMIT_S = 30.0
 GOODBYE_S = 3
 """Open streams of events end after this when the server stops."""
+THREAD_LIMIT_S = 5
+"""On top of that, for the thread to end."""
 MAX_CONNECTIONS = 256
 KEEP_ALIVE_S = 15
 MAX_HEADER_BYTES = 32 * 1024
@@ -68,7 +70,7 @@ class WebServer:
         """Let requests end, then close."""
         self._server.should_exit = True
         if self._thread.is_alive():
-            self._thread.join(GOODBYE_S + 5)
+            self._thread.join(GOODBYE_S + THREAD_LIMIT_S)
         self._socket.close()
 
 

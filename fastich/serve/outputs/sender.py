@@ -45,6 +45,10 @@ def _place(error: Exception) -> str:
     return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
+DRAIN_S = 10.0
+"""How long a stop waits for a message that is being sent."""
+
+
 class Sender:
     """Sends deliveries of the store until stopped. ``wake`` after new ones were written saves them ``POLL_S``."""
 
@@ -80,7 +84,7 @@ class Sender:
         for event in self._wake.values():
             event.set()
 
-    def stop(self, drain_s: float = 10.0) -> bool:
+    def stop(self, drain_s: float = DRAIN_S) -> bool:
         """Finish what is being sent, at most ``drain_s``; False where a try is still under way (its lease ends)."""
         self._stop.set()
         self.wake()

@@ -67,7 +67,7 @@ class Batcher:
     """Runs slices through a model; ``submit`` may be called from any thread.
 
     Attributes:
-        session: the model; another one may be put in its place at any time.
+        session: the model.
     """
 
     def __init__(self, session: Session, *, batch_size: int, max_wait_ms: int, max_waiting: int) -> None:

@@ -139,15 +139,6 @@ class Engine:
         ended = [thread.name for thread in self._threads if not thread.is_alive()]
         return f"threads of scoring have ended: {', '.join(ended)}" if ended else ""
 
-    def use(self, session: Session, study_session: StudySession | None) -> None:
-        """Score with another model from now on; studies that are not final are scored again where the old one did.
-
-        Raises:
-            ArtifactError: its model.json is damaged; the old one stays.
-        """
-        model = model_of(session, study_session)
-        self._batcher.session, self._model = session, model
-
     def stop(self, drain_s: float) -> None:
         """Take nothing new, give what is in hand ``drain_s`` seconds to be finished, give the rest back, end."""
         self._is_stopping.set()
