@@ -20,11 +20,13 @@ from typing import Any
 import pynetdicom
 import pytest
 from dicom_data import CT_IMAGE
+from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import StateMachine
+from pynetdicom.presentation import build_context
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.transport import AssociationServer, AssociationSocket, RequestHandler, ThreadedAssociationServer
 from receive_data import (
@@ -58,6 +60,7 @@ INTERNALS: tuple[Callable[..., Any], ...] = (
     Association.run_reactor,
     Association._run_reactor,
     Association._serve_request,
+    DIMSEServiceProvider.get_msg,
     DIMSEServiceProvider.receive_primitive,
     DIMSEMessage.decode_msg,
     DIMSEMessage.message_to_primitive,
@@ -71,6 +74,7 @@ INTERNALS: tuple[Callable[..., Any], ...] = (
     AssociationSocket.send,
     RequestHandler._create_association,
     AssociationServer.__init__,
+    AssociationServer.service_actions,
     ThreadedAssociationServer.process_request_thread,
 )
 
@@ -78,7 +82,7 @@ INTERNALS: tuple[Callable[..., Any], ...] = (
 def test_the_internals_of_pynetdicom_that_the_guards_stand_on_are_those_that_were_read() -> None:
     source = "".join(inspect.getsource(one) for one in INTERNALS)
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    assert (pynetdicom.__version__, digest) == (guards.PYNETDICOM_VERSION, "ef6a8ff751d089d3"), (
+    assert (pynetdicom.__version__, digest) == (guards.PYNETDICOM_VERSION, "dbe3cc34fa1ef352"), (
         f"guards.py stands on internals of pynetdicom {guards.PYNETDICOM_VERSION}; this is {pynetdicom.__version__}: "
         "read what changed in the functions of INTERNALS, then in guards.py, then write the new pair here"
     )
@@ -424,6 +428,26 @@ def test_a_flood_fills_a_bounded_queue_and_loses_nothing_that_was_acknowledged(t
         assert found is not None
         assert ingest.spool.path_of(found.object_name).is_file()
     assert len(stored_files(ingest)) == len(taken)
+
+
+def test_idle_associations_cost_less_than_half_of_those_of_the_library(tmp_path: Path) -> None:
+    def cost(port: int) -> float:
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(raw_association(port))
+            time.sleep(0.2)
+            start = time.process_time()
+            time.sleep(1.0)
+            return time.process_time() - start
+
+    entity = ApplicationEntity("FASTICH")
+    entity.supported_contexts = [build_context(CT_IMAGE)]
+    stock = entity.start_server(("127.0.0.1", 0), block=False)
+    assert stock is not None
+    before = cost(stock.server_address[1])
+    entity.shutdown()
+    with dicom_port(tmp_path) as port:
+        assert cost(port.number) < before / 2
 
 
 def test_a_connection_that_closes_frees_its_place_at_once(tmp_path: Path) -> None:

