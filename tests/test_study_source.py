@@ -55,8 +55,8 @@ def sources(records: Path, *, augment: bool = False, batch_size: int = 64) -> tu
 def test_end_to_end_sees_what_is_in_the_store(records: Path) -> None:
     stored, end_to_end = sources(records)
     assert (stored.num_series, stored.embedding_size) == (end_to_end.num_series, end_to_end.embedding_size) == (24, 32)
-    pairs = zip(*(source.training_batches(1, 2, CHANGES, 1) for source in (stored, end_to_end)), strict=True)
-    for (old,), (new,) in pairs:
+    pairs = zip(stored.training_batches(1, 2, CHANGES), end_to_end.training_batches(1, 2, CHANGES), strict=True)
+    for old, new in pairs:
         assert new.embedding.requires_grad
         for name in ("mask", "labels", "rows"):
             assert torch.equal(getattr(old, name), getattr(new, name))
@@ -72,22 +72,9 @@ def test_validation_is_what_the_store_holds(records: Path) -> None:
     torch.testing.assert_close(new.embedding, old.embedding, rtol=2e-3, atol=2e-3)
 
 
-def test_members_learn_from_the_store_in_orders_of_their_own_and_end_to_end_together(records: Path) -> None:
-    stored, end_to_end = sources(records)
-    steps = list(stored.training_batches(1, 4, CHANGES, 3))
-    assert [len(step) for step in steps] == [3] * 6
-    studies = [[row // LENGTH for step in steps for row in step[member].rows[:, 0].tolist()] for member in range(3)]
-    assert studies[0] != studies[1] != studies[2] != studies[0]
-    assert all(sorted(one) == list(range(24)) for one in studies)
-    alone = [batch.rows for (batch,) in stored.training_batches(1, 4, CHANGES, 1)]
-    assert all(torch.equal(step[0].rows, rows) for step, rows in zip(steps, alone, strict=True))
-    first, second = next(iter(end_to_end.training_batches(1, 4, CHANGES, 2)))
-    assert first is second
-
-
 def gradient(records: Path, batch_size: int) -> torch.Tensor:
     _, end_to_end = sources(records, batch_size=batch_size)
-    (batch,) = next(iter(end_to_end.training_batches(0, 2, CHANGES, 1)))
+    batch = next(iter(end_to_end.training_batches(0, 2, CHANGES)))
     (batch.embedding.sum() + batch.logit.square().sum()).backward()
     return torch.cat([parameter.grad.flatten() for parameter in end_to_end.run.model.parameters()])
 
@@ -102,7 +89,7 @@ def test_batch_norms_keep_their_statistics(records: Path) -> None:
     _, end_to_end = sources(records)
     model = end_to_end.run.model.train()
     before = copy.deepcopy(dict(model.named_buffers()))
-    for _ in end_to_end.training_batches(0, 4, CHANGES, 1):
+    for _ in end_to_end.training_batches(0, 4, CHANGES):
         pass
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
@@ -114,7 +101,7 @@ def test_slices_are_augmented_where_the_cnn_was_trained_so(records: Path) -> Non
 
     def seen(source: EndToEnd) -> torch.Tensor:
         with torch.inference_mode():
-            return next(iter(source.training_batches(0, 4, Changes(), 1)))[0].embedding
+            return next(iter(source.training_batches(0, 4, Changes()))).embedding
 
     assert torch.equal(seen(plain), seen(plain_again))
     assert not torch.allclose(seen(plain), seen(augmented), rtol=1e-2)
@@ -131,7 +118,7 @@ def test_every_loader_takes_studies_as_batches(records: Path, loader: str) -> No
     _, wanted = sources(records)
     found = dataclasses.replace(wanted, feed=dataclasses.replace(FEED, loader=loader))
     with torch.inference_mode():
-        pairs = zip(*(source.training_batches(2, 3, CHANGES, 1) for source in (wanted, found)), strict=True)
-        for (one,), (other,) in pairs:
+        pairs = zip(*(source.training_batches(2, 3, CHANGES) for source in (wanted, found)), strict=True)
+        for one, other in pairs:
             assert torch.equal(one.rows, other.rows)
             torch.testing.assert_close(other.embedding, one.embedding, rtol=2e-3, atol=2e-3)

@@ -98,26 +98,25 @@ def learn(job: StudyJob, epoch: int) -> tuple[float, float]:
     num_batches = -(-job.source.num_series // config.batch_size)
     torch.manual_seed(epoch + 1_000_003 * config.seed)  # of the dropout
     job.model.train()
-    steps = job.source.training_batches(epoch, config.batch_size, config.changes, len(members_of(job.model)))
-    for number, batches in enumerate(steps):
+    for number, batch in enumerate(job.source.training_batches(epoch, config.batch_size, config.changes)):
         step = epoch * num_batches + number
         for group in job.optimizer.param_groups:
             group["lr"] = learning_rate(config.schedule, group[PEAK], step, config.epochs * num_batches)
-        losses.append(_step(job, step, [batch.to(job.device) for batch in batches]))
+        losses.append(_step(job, step, batch.to(job.device)))
     return sum(losses) / len(losses), job.optimizer.param_groups[0]["lr"]
 
 
-def _step(job: StudyJob, step: int, batches: list[StudyBatch]) -> float:
-    """Let each member learn from its batch and return their mean loss.
+def _step(job: StudyJob, step: int, batch: StudyBatch) -> float:
+    """Learn from one batch and return its loss, of several members the mean.
 
     Their losses are added up, so that each member's gradient and its cut are those of a model that learns alone.
     """
     members = members_of(job.model)
-    losses = [_loss(member, batch, job.config) for member, batch in zip(members, batches, strict=True)]
-    for loss, batch in zip(losses, batches, strict=True):
-        _require_finite(loss.item(), step, batch.rows)
+    total = torch.stack([_loss(member, batch, job.config) for member in members]).sum()
+    loss = total.item() / len(members)
+    _require_finite(loss, step, batch.rows)
     job.optimizer.zero_grad(set_to_none=True)
-    job.scaler.scale(torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
+    job.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
     job.scaler.unscale_(job.optimizer)
     for member in members:
         nn.utils.clip_grad_norm_(member.parameters(), MOST_GRADIENT_NORM)
@@ -125,7 +124,7 @@ def _step(job: StudyJob, step: int, batches: list[StudyBatch]) -> float:
         nn.utils.clip_grad_norm_(job.networks["cnn"].parameters(), MOST_GRADIENT_NORM * len(members))
     job.scaler.step(job.optimizer)
     job.scaler.update()
-    return sum(loss.item() for loss in losses) / len(losses)
+    return loss
 
 
 def _loss(member: SequenceModel, batch: StudyBatch, config: StudyConfig) -> torch.Tensor:

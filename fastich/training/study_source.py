@@ -11,7 +11,6 @@ Shapes: n slices of a step, L of a study, S side in pixels, C embedding channels
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,6 @@ from fastich.training.feed import Feed
 from fastich.training.prefetch import on_device
 from fastich.training.study_data import Changes, Series, StudyBatch, StudySet, collate, sequence, training_plan
 
-Batches = tuple[StudyBatch, ...]
-"""What the members of a sequence model learn from in one step, each from its own."""
-MEMBER_STRIDE = 1_000_003
-"""Between the seeds of members: seeds that users give lie closer together."""
 IN_MEMORY = Path("in memory")
 """The folder of a store that is in no folder."""
 
@@ -52,8 +47,8 @@ class StudySource(Protocol):
     def num_series(self) -> int:
         """Training sequences of an epoch."""
 
-    def training_batches(self, epoch: int, batch_size: int, changes: Changes, members: int) -> Iterator[Batches]:
-        """The batches of ``epoch``, one for each member at a time."""
+    def training_batches(self, epoch: int, batch_size: int, changes: Changes) -> Iterator[StudyBatch]:
+        """The batches of ``epoch``."""
 
     def validation(self) -> StudySet:
         """The validation studies."""
@@ -76,10 +71,9 @@ class Stored:
         """Training sequences of an epoch."""
         return len(self.training.series)
 
-    def training_batches(self, epoch: int, batch_size: int, changes: Changes, members: int) -> Iterator[Batches]:
-        """The batches of ``epoch``; each member has an order and changes of its own, which sets members apart."""
-        own = [dataclasses.replace(changes, seed=changes.seed + MEMBER_STRIDE * member) for member in range(members)]
-        return zip(*(self.training.training_batches(epoch, batch_size, one) for one in own), strict=True)
+    def training_batches(self, epoch: int, batch_size: int, changes: Changes) -> Iterator[StudyBatch]:
+        """The batches of ``epoch``."""
+        return self.training.training_batches(epoch, batch_size, changes)
 
     def validation(self) -> StudySet:
         """The validation studies."""
@@ -122,11 +116,8 @@ class EndToEnd:
         """Training sequences of an epoch."""
         return len(self.training)
 
-    def training_batches(self, epoch: int, batch_size: int, changes: Changes, members: int) -> Iterator[Batches]:
-        """The batches of ``epoch``, the same for each member: they go through the CNN once.
-
-        Embeddings and logits carry the gradient back into it.
-        """
+    def training_batches(self, epoch: int, batch_size: int, changes: Changes) -> Iterator[StudyBatch]:
+        """The batches of ``epoch``; embeddings and logits carry the gradient back into the CNN."""
         self.run.model.eval()
         embedder = Embedder(self.run.model)
         plan = list(training_plan(self.training, epoch, batch_size, changes))
@@ -137,8 +128,7 @@ class EndToEnd:
                 embedding, logit = self._see(embedder, batch.images)
                 lengths = [len(one.places) for one in picked]
                 parts = zip(picked, torch.split(embedding, lengths), torch.split(logit, lengths), strict=True)
-                seen = collate([sequence(one.series, one.places, self.labels, *values) for one, *values in parts])
-                yield (seen,) * members
+                yield collate([sequence(one.series, one.places, self.labels, *values) for one, *values in parts])
 
     def validation(self) -> StudySet:
         """The validation studies as the CNN sees them now."""
