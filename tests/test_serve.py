@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from dicom_peers import SUCCESS, archive, echo, send
+from dicom_peer import dicom_peer
+from dicom_sender import SUCCESS, echo, send
 from serve_process import environment, served, until
 from toy_model import toy_onnx, write_model
 
@@ -121,13 +122,13 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_study_comes_in_is_scored_and_its_results_go_out(tmp_path: Path, model: Path, study: list[bytes]) -> None:
-    with archive() as pacs:
+    with dicom_peer() as pacs:
         out = f'[[destinations]]\nname = "pacs"\nhost = "127.0.0.1"\nport = {pacs.port}\nae_title = "PACS"\n'
         with served(tmp_path, model, tables=out) as server:
             where = server.start()
             assert send(where["dicom_port"], study) == [SUCCESS] * len(study)
             until(lambda: len(pacs.stored) == 2, 60, server.words)
-            assert {one.Modality for one in pacs.objects.values()} == {"SR", "OT"}
+            assert {one.Modality for one in pacs.stored} == {"SR", "OT"}
             store = server.store()
             (found,) = store.worklist()
             assert found.state is StudyState.SCORED

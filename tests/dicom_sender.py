@@ -1,15 +1,11 @@
-"""DICOM peers made of pynetdicom for tests: one that sends studies, one that receives results and remembers them."""
+"""A scanner made of pynetdicom for tests: sends studies, and asks whether somebody is there."""
 
 import io
 import socket
-import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import pydicom
-from pynetdicom import AE, StoragePresentationContexts, evt
+from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 SUCCESS = 0x0000
@@ -55,42 +51,3 @@ def echo(port: int, *, called: str = "FASTICH") -> bool:
     status = association.send_c_echo()
     association.release()
     return bool(status and status.Status == SUCCESS)
-
-
-class Archive:
-    """A PACS that keeps what it is sent; ``stored`` counts how often each SOP instance came."""
-
-    def __init__(self) -> None:
-        self.stored: Counter[str] = Counter()
-        self.objects: dict[str, pydicom.Dataset] = {}
-        self.answer = SUCCESS
-        self.port = 0
-        self._lock = threading.Lock()
-
-    def take(self, event: Any) -> int:
-        """Answer one C-STORE."""
-        with self._lock:
-            if self.answer == SUCCESS:
-                data = event.dataset
-                data.file_meta = event.file_meta
-                self.stored[str(data.SOPInstanceUID)] += 1
-                self.objects[str(data.SOPInstanceUID)] = data
-            return self.answer
-
-
-@contextmanager
-def archive(port: int = 0) -> Iterator[Archive]:
-    """A running ``Archive`` on loopback."""
-    made = Archive()
-    receiver = AE(ae_title="PACS")
-    for context in StoragePresentationContexts:
-        receiver.add_supported_context(context.abstract_syntax or "")
-    receiver.add_supported_context(Verification)
-    server = receiver.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, made.take)])
-    assert server is not None
-    made.port = server.server_address[1]
-    try:
-        yield made
-    finally:
-        server.shutdown()
-        server.server_close()
