@@ -47,6 +47,11 @@ def session(model: Path) -> Session:
     return open_session(model)
 
 
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "FIRST_RETRY_S", 0.02)
+
+
 class Failing:
     """A session that fails where a slice of the batch has a certain value."""
 
@@ -452,6 +457,36 @@ def test_file_that_is_gone_from_the_spool_fails_its_instance(site: Site, session
         study = site.final()
     assert reasons(site)[lost.sop_uid] == "failed: unreadable file"
     assert study.priority is Priority.HUMAN_FIRST
+
+
+def test_disk_that_is_gone_for_a_moment_fails_no_instance(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FIRST_RETRY_S", 0.6)
+    site.receive(study_bytes(HEAD))
+    site.spool.folder.rename(site.spool.folder.with_name("unplugged"))
+    with site.running(session):
+        time.sleep(0.3)
+        site.spool.folder.with_name("unplugged").rename(site.spool.folder)
+        study = site.final()
+    assert (study.state, study.reason, study.priority) == (StudyState.SCORED, "", Priority.FLAGGED)
+
+
+def test_copy_of_an_instance_that_failed_is_scored(site: Site, session: Session) -> None:
+    files = study_bytes([0] * 16)
+    site.receive(files)
+    lost = site.store.instances_of("1.2.1")[3]
+    site.spool.path_of(lost.object_name).unlink()
+    with site.running(session):
+        first = site.final()
+        assert site.receive([files[3]])[0].duplicate
+        study = site.final(revision=17)
+        assert site.receive([files[3]])[0].duplicate
+    assert (first.priority, study.priority, study.reason) == (Priority.HUMAN_FIRST, Priority.ROUTINE, "")
+    assert reasons(site)[lost.sop_uid] == "scored: "
+    again = site.store.study("1.2.1")
+    assert again is not None
+    assert (again.revision, again.state) == (17, StudyState.SCORED)
 
 
 def test_stopped_engine_gives_back_what_it_did_not_finish(site: Site, session: Session) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastich.errors import StoreError
 from fastich.serve.config import SpoolConfig
-from fastich.serve.entities import Instance, Origin, Receipt, Refused
+from fastich.serve.entities import Instance, InstanceState, Origin, Receipt, Refused, StudyState
 from fastich.serve.identity import Identity, identify
 from fastich.serve.spool import MIB, IngestRefused, Spool, storage_errors
 from fastich.serve.store import Store
@@ -97,6 +97,8 @@ class Ingest:
             return _receipt(found)
         if is_copy(found, stored):
             self._restore(temporary, found, stored)
+            if self._has_failed(stored) and self._store.take_again(found.sop_uid):
+                self._notify()
             return _receipt(found, duplicate=True)
         self._put_aside(temporary, found, stored, origin)
         return _receipt(found, conflict=True)
@@ -125,6 +127,13 @@ class Ingest:
             return
         with self._kept(temporary, found.object_name, self._spool.path_of(found.object_name)):
             self._store.restore_object(found.sop_uid, found.object_name)
+
+    def _has_failed(self, stored: Instance) -> bool:
+        """Whether sending a copy asks for another try: a machine that failed on the first may be mended."""
+        if stored.state is InstanceState.FAILED:
+            return True
+        study = self._store.study(stored.study_uid)
+        return study is not None and study.state is StudyState.FAILED
 
     def _put_aside(self, temporary: Path, found: Identity, stored: Instance, origin: Origin) -> None:
         with self._kept(temporary, found.object_name, self._spool.path_aside(found.object_name)):

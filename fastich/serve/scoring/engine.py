@@ -41,6 +41,8 @@ BATCHES_AHEAD = 3
 """Batches of slices that may be decoded and not yet scored."""
 TRANSIENT = frozenset((RejectReason.DECODER_FAILED, RejectReason.UNREADABLE))
 """Reasons that may be the machine's fault: the instance is tried again."""
+FIRST_RETRY_S = 5.0
+"""Doubled with each try: a disk that is gone for some seconds must cost nobody a result."""
 MODEL_FAILED = "model failed"
 MAX_DETAIL = 300
 
@@ -259,7 +261,7 @@ class Engine:
             self._tries[uid] = self._tries.get(uid, 0) + 1
         try:
             if verdict.again and self._tries[uid] < self._config.max_attempts:
-                self._store.release_instances([uid])
+                self._store.postpone_instance(uid, FIRST_RETRY_S * 2 ** (self._tries[uid] - 1))
             else:
                 self._store.finish_instance(uid, verdict.state, verdict.reason, verdict.detail, verdict.slices)
                 self._tries.pop(uid, None)

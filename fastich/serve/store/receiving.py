@@ -23,6 +23,10 @@ UPDATE studies SET revision = revision + 1, state = 'receiving', reason = '', fi
   last_at = CASE WHEN last_at > ? THEN last_at ELSE ? END
 WHERE study_uid = ? RETURNING revision
 """
+TAKE_AGAIN = """
+UPDATE instances SET state = 'waiting', reason = '', detail = '', attempts = 0, leased_until = 0
+WHERE sop_uid = ? AND state = 'failed'
+"""
 ADD_CONFLICT = """
 INSERT INTO conflicts (sop_uid, study_uid, object_name, received_at, way, sender, address)
 VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sop_uid, object_name) DO NOTHING
@@ -36,9 +40,7 @@ def add_instance(transaction: Transaction, now: float, instance: Instance, descr
     _add_study(transaction, instance, description)
     if not _add_row(transaction, instance):
         raise LostTransactionError from StoreError(f"instance {instance.sop_uid} came twice at once")
-    at = instance.received_at
-    revision = transaction.rows(REVISE, at, at, instance.study_uid)[0]["revision"]
-    events.add(transaction, now, "study", instance.study_uid, what="instance", revision=revision)
+    _revise(transaction, now, instance.study_uid, instance.received_at, "instance")
     return True
 
 
@@ -93,6 +95,23 @@ def find_instance(transaction: Transaction, sop_uid: str) -> Instance | None:
 def restore_object(transaction: Transaction, sop_uid: str, object_name: str) -> None:
     """Say where the bytes of an instance are again, after they were deleted by age and sent once more."""
     transaction.run("UPDATE instances SET object_name = ? WHERE sop_uid = ?", object_name, sop_uid)
+
+
+def take_again(transaction: Transaction, now: float, sop_uid: str) -> bool:
+    """Let what failed be tried anew, for it was sent once more: the instance, its study; False where neither failed."""
+    sql = """SELECT instances.study_uid FROM instances JOIN studies ON studies.study_uid = instances.study_uid
+             WHERE sop_uid = ? AND (instances.state = 'failed' OR studies.state = 'failed')"""
+    found = transaction.rows(sql, sop_uid)
+    if found:
+        transaction.run(TAKE_AGAIN, sop_uid)
+        _revise(transaction, now, found[0]["study_uid"], now, "instance")
+    return bool(found)
+
+
+def _revise(transaction: Transaction, now: float, study_uid: str, at: float, what: str) -> None:
+    """Say that something about a study changed at ``at``: a result of before no longer is the last word."""
+    (study,) = transaction.rows(REVISE, at, at, study_uid)
+    events.add(transaction, now, "study", study_uid, what=what, revision=study["revision"])
 
 
 def add_conflict(

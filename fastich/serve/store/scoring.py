@@ -23,6 +23,10 @@ RELEASE = """
 UPDATE instances SET leased_until = 0, attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END
 WHERE sop_uid = ? AND state = 'waiting'
 """
+POSTPONE = """
+UPDATE instances SET leased_until = ?, attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END
+WHERE sop_uid = ? AND state = 'waiting'
+"""
 FINISH_INSTANCE = """
 UPDATE instances SET state = ?, reason = ?, detail = ?, leased_until = 0
 WHERE sop_uid = ? AND state = 'waiting' RETURNING study_uid
@@ -88,6 +92,11 @@ def lease_instances(
 def release_instances(transaction: Transaction, sop_uids: Sequence[str]) -> None:
     """Give back work that was taken and not finished; the try does not count."""
     transaction.many(RELEASE, [(sop_uid,) for sop_uid in sorted(sop_uids)])
+
+
+def postpone_instance(transaction: Transaction, now: float, sop_uid: str, delay_s: float) -> None:
+    """Give back work that a fault of the machine stopped: nobody gets it for ``delay_s``, and the try does not count."""
+    transaction.run(POSTPONE, now + delay_s, sop_uid)
 
 
 def free_instances(transaction: Transaction) -> None:

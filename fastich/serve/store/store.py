@@ -93,6 +93,10 @@ class Store:
         """Say where the bytes of an instance are again, after they were deleted by age and sent once more."""
         self._door.write(receiving.restore_object, sop_uid, object_name)
 
+    def take_again(self, sop_uid: str) -> bool:
+        """Let an instance that failed, or whose study did, be tried anew; False where neither failed."""
+        return self._door.write(receiving.take_again, self._clock(), sop_uid)
+
     def add_conflict(self, sop_uid: str, study_uid: str, object_name: str, origin: Origin) -> None:
         """Count another object under a UID that is taken; ``study_uid`` is that of the first one."""
         self._door.write(receiving.add_conflict, self._clock(), sop_uid, study_uid, object_name, origin)
@@ -126,6 +130,10 @@ class Store:
     def release_instances(self, sop_uids: Sequence[str]) -> None:
         """Give back work that was taken and not finished; the try does not count."""
         self._door.write(scoring.release_instances, sop_uids)
+
+    def postpone_instance(self, sop_uid: str, delay_s: float) -> None:
+        """Give back work that a fault of the machine stopped, for nobody within ``delay_s``; the try does not count."""
+        self._door.write(scoring.postpone_instance, self._clock(), sop_uid, delay_s)
 
     def free_instances(self) -> None:
         """Free what a process that is gone had leased; the one that starts says so. The try counts."""
