@@ -19,7 +19,7 @@ from fastich.decoder import Decoder
 from fastich.errors import ArtifactError
 from fastich.gate_rules import load_rules
 from fastich.score import ScoreConfig, score
-from fastich.serve.entities import InstanceState, Outcome, Priority, StudyState
+from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, StudyState
 from fastich.serve.scoring import engine as engine_module
 from fastich.serve.session import Scores, Session, open_session
 from fastich.types import HuArray
@@ -511,6 +511,41 @@ def test_stopped_engine_gives_back_what_it_did_not_finish(site: Site, session: S
     assert {thread.name for thread in threading.enumerate()}.isdisjoint({"lease", "write", "judge", "model"})
     with site.running(session):
         assert site.final().priority is Priority.FLAGGED
+
+
+def test_slices_that_take_longer_than_their_lease_are_scored(site: Site, session: Session) -> None:
+    class Slow(Failing):
+        def run(self, hu: HuArray) -> Scores:
+            time.sleep(0.25 if hu.shape[1] == 32 else 0)
+            return self._session.run(hu)
+
+    config = type(QUICK)(**{**vars(QUICK), "lease_s": 0.05, "max_attempts": 1})
+    with site.running(Slow(session, 0), config=config):  # type: ignore[arg-type]
+        site.receive(study_bytes(HEAD * 2))
+        study = site.final(revision=24)
+    assert set(reasons(site).values()) == {"scored: "}
+    assert study.priority is Priority.FLAGGED
+
+
+def test_engine_takes_nothing_beside_one_that_was_in_work_at_a_crash(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.receive(study_bytes(HEAD))
+    site.store.lease_instances(3, 600, max_attempts=3)
+    together: list[int] = []
+    put = engine_module.Engine._begin
+
+    def begin(self: engine_module.Engine, instance: Instance, decoder: Decoder) -> Any:
+        if instance.attempts > 1:
+            together.append(len(self._leased))
+            time.sleep(0.1)
+            together.append(len(self._leased))
+        return put(self, instance, decoder)
+
+    monkeypatch.setattr(engine_module.Engine, "_begin", begin)
+    with site.running(session, config=type(QUICK)(**{**vars(QUICK), "max_attempts": 3})):
+        assert site.final().state is StudyState.SCORED
+    assert together == [1] * 6
 
 
 def test_restarted_engine_finishes_what_another_one_scored(site: Site, session: Session) -> None:

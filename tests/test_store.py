@@ -173,6 +173,41 @@ def test_instance_that_was_tried_too_often_becomes_failed_with_a_reason(store: S
     assert [one.study_uid for one in store.due_studies(0, 10)] == [study_uid(1)]
 
 
+def test_lease_that_ran_out_costs_nothing_that_is_still_held(store: Store, clock: Clock) -> None:
+    for number in (1, 2):
+        store.add_instance(instance(number, at=float(number)), WHO)
+    held = [one.sop_uid for one in store.lease_instances(1, 10, max_attempts=1)]
+    clock.now += 100
+    assert [one.sop_uid for one in store.lease_instances(5, 10, max_attempts=1, held=held)] == [uid(2)]
+    found = store.find_instance(uid(1))
+    assert found is not None
+    assert (found.state, found.attempts) == (InstanceState.WAITING, 1)
+
+
+def test_object_that_ends_the_process_fails_alone_and_none_of_its_neighbours(store: Store) -> None:
+    for number in range(1, 7):
+        store.add_instance(instance(number, at=float(number)), WHO)
+    for _ in range(20):  # processes
+        store.free_instances()
+        while taken := [one.sop_uid for one in store.lease_instances(5, 600, max_attempts=3)]:
+            if uid(3) in taken:
+                break  # it dies with all of them in hand
+            for one in taken:
+                store.finish_instance(one, InstanceState.SCORED)
+    states = {one.sop_uid: one.state for one in store.instances_of(study_uid(1))}
+    assert states.pop(uid(3)) is InstanceState.FAILED
+    assert set(states.values()) == {InstanceState.SCORED}
+
+
+def test_one_that_was_in_work_at_a_crash_waits_until_nothing_is_held(store: Store) -> None:
+    store.add_instance(instance(1), WHO)
+    store.lease_instances(1, 600, max_attempts=3)
+    store.free_instances()
+    store.add_instance(instance(2), WHO)
+    assert store.lease_instances(5, 600, max_attempts=3, held=[uid(7)]) == []
+    assert [one.sop_uid for one in store.lease_instances(5, 600, max_attempts=3)] == [uid(1)]
+
+
 def test_work_that_is_given_back_is_free_at_once_and_its_try_does_not_count(store: Store) -> None:
     store.add_instance(instance(1), WHO)
     store.lease_instances(1, 10, max_attempts=3)

@@ -177,23 +177,28 @@ class Engine:
             self._news.wait(LOOK_EVERY_S)
 
     def _room(self) -> int:
-        """How many instances to lease now; 0 until it is worth a transaction."""
+        """How many instances to lease now; 0 until it is worth a transaction, and beside one that was tried before."""
+        if any(one.attempts > 1 for one in self._leased.values()):
+            return 0
         room = self._capacity - len(self._leased)
         return room if room >= self._config.batch_size else 0
 
     def _lease_some(self, room: int) -> bool:
+        with self._changed:
+            held = list(self._leased)
         try:
-            found = self._store.lease_instances(room, self._config.lease_s, max_attempts=self._config.max_attempts)
+            found = self._store.lease_instances(
+                room, self._config.lease_s, max_attempts=self._config.max_attempts, held=held
+            )
         except StoreError as error:
             log.error("no work can be taken: %s", one_line(error))
             self._is_stopping.wait(AFTER_ERROR_S)
             return False
         with self._changed:
-            new = [one for one in found if one.sop_uid not in self._leased]
-            self._leased |= {one.sop_uid: one for one in new}
-        for one in new:
+            self._leased |= {one.sop_uid: one for one in found}
+        for one in found:
             self._to_decode.put(one)
-        return bool(new)
+        return bool(found)
 
     def _decode(self, decoder: Decoder) -> None:
         while (instance := self._to_decode.get()) is not None:

@@ -123,9 +123,14 @@ class Store:
 
     # Scoring.
 
-    def lease_instances(self, limit: int, lease_s: float, *, max_attempts: int) -> list[Instance]:
-        """Waiting instances that nobody else gets for ``lease_s``; those tried ``max_attempts`` times become failed."""
-        return self._door.write(scoring.lease_instances, self._clock(), limit, lease_s, max_attempts)
+    def lease_instances(
+        self, limit: int, lease_s: float, *, max_attempts: int, held: Sequence[str] = ()
+    ) -> list[Instance]:
+        """Waiting instances that nobody else gets for ``lease_s``; those tried ``max_attempts`` times become failed.
+
+        What the caller has ``held`` since before is neither. One that an earlier process never finished comes alone.
+        """
+        return self._door.write(scoring.lease_instances, self._clock(), limit, lease_s, max_attempts, held)
 
     def release_instances(self, sop_uids: Sequence[str]) -> None:
         """Give back work that was taken and not finished; the try does not count."""
