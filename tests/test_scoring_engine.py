@@ -16,13 +16,14 @@ from scoring_data import QUICK, Site, slice_bytes, study_bytes, write_files
 from toy_model import toy_onnx, write_model
 
 from fastich.decoder import Decoder
-from fastich.errors import ArtifactError
+from fastich.errors import ArtifactError, DicomError
 from fastich.gate_rules import load_rules
 from fastich.score import ScoreConfig, score
 from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, StudyState
+from fastich.serve.scoring import completion, gathering
 from fastich.serve.scoring import engine as engine_module
 from fastich.serve.session import Scores, Session, open_session
-from fastich.types import HuArray
+from fastich.types import HuArray, RejectReason
 
 REAL_HEAD = Path(__file__).parents[2] / "shared" / "data" / "head_ct_tilt"
 HEAD = [0, 10, 20, 30, 80, 30, 20, 10, 0, -10, -20, 5]
@@ -50,6 +51,7 @@ def session(model: Path) -> Session:
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(completion, "FIRST_RETRY_S", 0.3)
 
 
 class Failing:
@@ -470,6 +472,66 @@ def test_disk_that_is_gone_for_a_moment_fails_no_instance(
         site.spool.folder.with_name("unplugged").rename(site.spool.folder)
         study = site.final()
     assert (study.state, study.reason, study.priority) == (StudyState.SCORED, "", Priority.FLAGGED)
+
+
+def held(site: Site, session: Session) -> list[Path]:
+    """A study of the bone kernel, received and held for its study, and its files; nothing is known but the tables."""
+    config = type(QUICK)(**{**vars(QUICK), "quiet_s": 60.0})
+    with site.running(session, config=config):
+        site.receive(study_bytes(HEAD, ConvolutionKernel="BONE"))
+        until = time.monotonic() + 10
+        while site.store.count_waiting():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    return [site.spool.path_of(one.object_name) for one in site.store.instances_of("1.2.1")]
+
+
+def test_disk_that_is_gone_for_a_moment_while_a_study_is_judged_costs_no_result(
+    site: Site, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = held(site, session)
+    for path in files[:2]:
+        path.rename(path.with_suffix(".gone"))
+    with site.running(session):
+        until = time.monotonic() + 10
+        while "could not be judged (try 1 of 2)" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for path in files[:2]:
+            path.with_suffix(".gone").rename(path)
+        study = site.final()
+    assert (study.state, study.reason, study.priority) == (StudyState.SCORED, "", Priority.FLAGGED)
+
+
+def test_files_that_are_gone_while_a_study_is_judged_fail_it_and_a_copy_mends_it(
+    site: Site, session: Session
+) -> None:
+    for path in held(site, session)[:2]:
+        path.unlink()
+    with site.running(session):
+        study = site.final()
+        assert study.state is StudyState.FAILED
+        assert study.reason == "16.67 % of its files cannot be used, at most 10; unreadable file (2 files)"
+        site.receive(study_bytes(HEAD, ConvolutionKernel="BONE"))
+        assert site.final(revision=13).state is StudyState.SCORED
+
+
+def test_decoder_that_is_closed_under_the_judge_ends_no_study(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(site, session)
+    made = engine_module.Engine(
+        site.store, site.spool, session, None, type(QUICK)(max_attempts=1), deliveries_for=lambda _: ()
+    )
+    made._is_over.set()
+    made._completion._config = type(QUICK)(max_attempts=1, quiet_s=0)
+    monkeypatch.setattr(
+        gathering.NoteBook, "of", lambda *_: (_ for _ in ()).throw(DicomError(RejectReason.DECODER_FAILED, "closed"))
+    )
+    made._completion.run(Decoder())
+    study = site.store.study("1.2.1")
+    assert study is not None
+    assert study.state is StudyState.RECEIVING
 
 
 def test_copy_of_an_instance_that_failed_is_scored(site: Site, session: Session) -> None:

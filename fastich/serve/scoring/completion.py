@@ -27,7 +27,8 @@ from fastich.verb import one_line
 MOST_DUE, MOST_PARTIAL = 16, 64
 """Studies taken at a time: between two lots the thread looks whether it should stop."""
 PARTIAL_EVERY_S = 1.0
-RETRY_S = 1.0
+FIRST_RETRY_S = 5.0
+"""Doubled with each try: a disk that is gone for some seconds must cost nobody a result."""
 MAX_REASON = 300
 """Characters of an error that become a study's reason."""
 
@@ -37,7 +38,7 @@ DeliveriesFor = Callable[[Outcome], Sequence[tuple[str, str]]]
 
 
 class Completion:
-    """Judges studies; used by one thread. ``model`` gives the present model."""
+    """Judges studies; used by one thread. ``model`` gives the present model, ``is_over`` says that nothing counts."""
 
     def __init__(
         self,
@@ -49,10 +50,11 @@ class Completion:
         *,
         model: Callable[[], Model],
         deliveries_for: DeliveriesFor,
+        is_over: Callable[[], bool],
     ) -> None:
         self._store, self._spool, self._rules, self._config = store, spool, rules, config
         self._gatherer = Gatherer(store, notes, rules)
-        self._model, self._deliveries_for = model, deliveries_for
+        self._model, self._deliveries_for, self._is_over = model, deliveries_for, is_over
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._partial_from: dict[str, float] = {}
@@ -73,10 +75,14 @@ class Completion:
 
     def _finish(self, study: Study, decoder: Decoder) -> None:
         try:
-            self._write(study, self._outcome(study, decoder))
+            outcome = self._outcome(study, decoder)
+            if not self._is_over():  # then the decoder was closed, and files are missing for no other reason
+                self._write(study, outcome)
         except StoreError:
             raise
         except Exception as error:
+            if self._is_over():
+                return
             self._try_again(study, one_line(error)[:MAX_REASON])
 
     def _write(self, study: Study, outcome: Outcome) -> None:
@@ -90,7 +96,7 @@ class Completion:
         uid = study.study_uid
         tries = self._tries[uid] = self._tries.get(uid, 0) + 1
         log.error("a study could not be judged (try %d of %d): %s", tries, self._config.max_attempts, why)
-        self._not_before[uid] = time.monotonic() + RETRY_S
+        self._not_before[uid] = time.monotonic() + FIRST_RETRY_S * 2 ** (tries - 1)
         if tries >= self._config.max_attempts:
             reason = f"tried {tries} times: {why}"
             self._write(study, Outcome(state=StudyState.FAILED, reason=reason, priority=study.priority))
@@ -98,7 +104,8 @@ class Completion:
     def _outcome(self, study: Study, decoder: Decoder) -> Outcome:
         """What becomes of a study; one that nothing is said of keeps the place that it has."""
         model = self._model()
-        gathered = self._gatherer.gather(study, identity_of(model.session), decoder)
+        is_last = self._tries.get(study.study_uid, 0) + 1 >= self._config.max_attempts
+        gathered = self._gatherer.gather(study, identity_of(model.session), decoder, is_last=is_last)
         case = gathered.case(study.study_uid)
         plan = planned(case, self._rules)
         if plan.why:
@@ -111,7 +118,7 @@ class Completion:
         """Judge what is scored so far; whatever goes wrong shows itself, with its reason, when the study is due."""
         model = self._model()
         try:
-            gathered = self._gatherer.gather(study, identity_of(model.session), decoder)
+            gathered = self._gatherer.gather(study, identity_of(model.session), decoder, is_last=True)
             case = gathered.case(study.study_uid, answered=True)
             plan = planned(case, self._rules, partial=True)
             if plan.why:

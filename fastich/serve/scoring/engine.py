@@ -21,15 +21,15 @@ from fastich.gate_rules import load_rules
 from fastich.serve.config import ScoringConfig
 from fastich.serve.entities import Instance, InstanceState, ScoredSlice
 from fastich.serve.scoring.batcher import Batcher, Scored
-from fastich.serve.scoring.completion import Completion, DeliveriesFor
+from fastich.serve.scoring.completion import FIRST_RETRY_S, Completion, DeliveriesFor
 from fastich.serve.scoring.gathering import HELD
-from fastich.serve.scoring.notes import NoteBook, notes_of, read_object
+from fastich.serve.scoring.notes import TRANSIENT, NoteBook, notes_of, read_object
 from fastich.serve.scoring.outcome import model_of
 from fastich.serve.session import Session
 from fastich.serve.spool import Spool
 from fastich.serve.store import Store
 from fastich.serve.study_session import StudySession
-from fastich.types import RejectReason, Slice
+from fastich.types import Slice
 from fastich.verb import one_line
 
 LOOK_EVERY_S = 0.5
@@ -39,10 +39,6 @@ JUDGE_EVERY_S = 0.1
 AFTER_ERROR_S = 1.0
 BATCHES_AHEAD = 3
 """Batches of slices that may be decoded and not yet scored."""
-TRANSIENT = frozenset((RejectReason.DECODER_FAILED, RejectReason.UNREADABLE))
-"""Reasons that may be the machine's fault: the instance is tried again."""
-FIRST_RETRY_S = 5.0
-"""Doubled with each try: a disk that is gone for some seconds must cost nobody a result."""
 MODEL_FAILED = "model failed"
 MAX_DETAIL = 300
 
@@ -102,7 +98,14 @@ class Engine:
             max_waiting=BATCHES_AHEAD * config.batch_size,
         )
         self._completion = Completion(
-            store, spool, self._notes, self._rules, config, model=lambda: self._model, deliveries_for=deliveries_for
+            store,
+            spool,
+            self._notes,
+            self._rules,
+            config,
+            model=lambda: self._model,
+            deliveries_for=deliveries_for,
+            is_over=lambda: self._is_over.is_set(),
         )
         self._to_decode: queue.SimpleQueue[Instance | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[tuple[Instance, Verdict] | None] = queue.SimpleQueue()
