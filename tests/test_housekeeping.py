@@ -48,7 +48,7 @@ def a_study(ingest: Ingest, spool: Spool, store: Store, number: int, *, sent: bo
     for seed in (0, 1):
         ingest.accept(received(spool, ct_bytes(number, study=number, seed=seed)), ORIGIN)
     store.finish_instance(uid(number), InstanceState.SCORED)
-    store.finish_study(study_uid(number), 1, outcome(), [("pacs", "sr")])
+    store.finish_study(study_uid(number), 2, outcome(), [("pacs", "sr")])
     if sent:
         store.delivered(store.deliveries_of(study_uid(number))[0].delivery_id, 1.0)
 

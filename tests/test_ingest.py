@@ -121,7 +121,7 @@ def test_fact_15_same_uid_with_other_pixels_is_kept_aside_and_flagged(
     study, kept = store.study(study_uid(1)), store.find_instance(uid(1))
     assert study is not None
     assert kept is not None
-    assert (study.num_conflicts, study.num_instances, study.revision) == (1, 1, 1)
+    assert (study.num_conflicts, study.num_instances, study.revision) == (1, 1, 2)
     assert spool.path_of(kept.object_name).read_bytes() == first
     assert [path.read_bytes() for path in files_below(spool.folder / "aside")] == [other]
 

@@ -32,16 +32,19 @@ def forget_objects(transaction: Transaction, sop_uids: Sequence[str]) -> None:
 
 
 def forget_conflicts(transaction: Transaction, before_at: float, limit: int) -> list[str]:
-    """Forget where at most ``limit`` objects lie that were set aside before ``before_at``; their names."""
+    """Forget the bytes of at most ``limit`` objects that were set aside before ``before_at``; their names.
+
+    That they came is remembered: it keeps their study from being called clear.
+    """
     found = transaction.rows(
         f"""SELECT conflicts.object_name FROM studies JOIN conflicts ON conflicts.study_uid = studies.study_uid
-            WHERE conflicts.received_at < ? AND {DONE} LIMIT ?""",
+            WHERE conflicts.received_at < ? AND conflicts.is_kept = 1 AND {DONE} LIMIT ?""",
         before_at,
         before_at,
         limit,
     )
     names = [row["object_name"] for row in found]
-    transaction.many("DELETE FROM conflicts WHERE object_name = ?", [(name,) for name in names])
+    transaction.many("UPDATE conflicts SET is_kept = 0 WHERE object_name = ?", [(name,) for name in names])
     return names
 
 
@@ -53,7 +56,7 @@ def delete_studies(transaction: Transaction, now: float, before_at: float, limit
     for uid in uids:
         found = transaction.rows(
             """SELECT object_name FROM instances WHERE study_uid = ? AND object_name <> ''
-               UNION SELECT object_name FROM conflicts WHERE study_uid = ?""",
+               UNION SELECT object_name FROM conflicts WHERE study_uid = ? AND is_kept = 1""",
             uid,
             uid,
         )

@@ -38,10 +38,11 @@ WHERE sop_uid = ? AND state <> 'waiting' RETURNING study_uid
 DUE = """
 WHERE studies.state = 'receiving'
 AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.study_uid = studies.study_uid AND instances.state = 'waiting')
-AND (studies.last_at <= ? OR
-  (SELECT COUNT(*) FROM instances WHERE instances.study_uid = studies.study_uid) >= expectations.num_instances)
+AND (studies.last_at <= ? OR studies.last_at > ? OR
+  (SELECT COUNT(*) FROM instances WHERE instances.study_uid = studies.study_uid) = expectations.num_instances)
 ORDER BY studies.arrived_at, studies.study_uid LIMIT ?
 """
+"""More than expected are no whole study: the rest is waited for, not judged one by one."""
 PARTIAL = """
 WHERE studies.state = 'receiving' AND studies.num_slices > studies.partial_slices
 ORDER BY studies.arrived_at, studies.study_uid LIMIT ?
@@ -146,8 +147,12 @@ def _replace_slices(transaction: Transaction, study_uid: str, sop_uid: str, slic
 
 
 def due_studies(transaction: Transaction, now: float, quiet_s: float, limit: int) -> list[Study]:
-    """Receiving studies of which nothing waits and that are quiet, or have as many instances as were expected."""
-    return [rows.study(row) for row in transaction.rows(rows.STUDIES + DUE, now - quiet_s, limit)]
+    """Receiving studies of which nothing waits and that are quiet, or have as many instances as were expected.
+
+    One whose last instance came later than any can have come was stored by a clock that was ahead: it is due too.
+    """
+    found = transaction.rows(rows.STUDIES + DUE, now - quiet_s, now + max(quiet_s, rows.CLOCK_SLACK_S), limit)
+    return [rows.study(row) for row in found]
 
 
 def partial_studies(transaction: Transaction, limit: int) -> list[Study]:

@@ -110,8 +110,8 @@ class Store:
         self._door.write(receiving.add_own, self._clock(), sop_uid, study_uid, kind)
 
     def expect(self, study_uid: str, count: int) -> None:
-        """Say how many instances make the study whole."""
-        self._door.write(receiving.expect, study_uid, count)
+        """Say how many instances make the study whole; one that is final and lacks some is receiving again."""
+        self._door.write(receiving.expect, self._clock(), study_uid, count)
 
     def count_waiting(self) -> int:
         """Instances that wait to be scored, leased ones among them."""
@@ -259,8 +259,8 @@ class Store:
         return self._door.write(outputs.lease_deliveries, self._clock(), limit, lease_s, destination)
 
     def release_deliveries(self) -> None:
-        """Free what a process that is gone had leased; the one that starts says so."""
-        self._door.write(outputs.release_deliveries)
+        """Free what a process that is gone had leased, and try all of it now; the one that starts says so."""
+        self._door.write(outputs.release_deliveries, self._clock())
 
     def destinations_waiting(self) -> list[str]:
         """Where pending messages go to, by name."""
