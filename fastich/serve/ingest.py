@@ -170,12 +170,15 @@ def store_errors() -> Iterator[None]:
 
 
 def is_copy(found: Identity, stored: Instance) -> bool:
-    """Tell whether two objects of one UID are the same: data set or at least pixel data, byte for byte.
+    """Tell whether two objects of one UID are the same: the data set byte for byte, or the image in its series.
 
-    Headers may differ where a PACS corrected a name; pixels that differ are another image.
+    Headers may differ where a PACS corrected a name; pixels, HU or a position that differ are another image, and a copy
+    in another study or series is no copy: success would promise that this study is here.
     """
     if found.content_sha256 == stored.content_sha256:
         return True
+    if (found.study_uid, found.series_uid) != (stored.study_uid, stored.series_uid):
+        return False
     return bool(found.pixel_sha256) and found.pixel_sha256 == stored.pixel_sha256
 
 
