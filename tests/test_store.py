@@ -731,7 +731,7 @@ def test_objects_expire_with_the_age_of_their_final_study(store: Store, clock: C
     old_study(store, clock)
     assert store.expired_objects(clock.now - 100, 10) == []
     assert [one.sop_uid for one in store.expired_objects(clock.now - 99, 10)] == [uid(1)]
-    store.forget_objects([uid(1)])
+    assert store.forget_objects(clock.now, [uid(1)]) == [uid(1)]
     assert store.expired_objects(clock.now, 10) == []
     found = store.find_instance(uid(1))
     assert found is not None

@@ -56,7 +56,7 @@ def superseded(transaction: Transaction, now: float, delivery_id: int, newer_sco
 
 
 def release_deliveries(transaction: Transaction, now: float) -> None:
-    """Free what a process that is gone had leased, and try what waits at once: its time may be that of a wrong clock."""
+    """Free what a process that is gone had leased, and send what waits now: its time may be of a wrong clock."""
     transaction.run("UPDATE deliveries SET leased_until = 0 WHERE state = 'pending' AND leased_until > 0")
     transaction.run("UPDATE deliveries SET next_at = ? WHERE state = 'pending' AND next_at > ?", now, now)
 

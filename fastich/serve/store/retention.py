@@ -11,6 +11,11 @@ studies.state <> 'receiving' AND studies.final_at < ? AND NOT EXISTS (
   SELECT 1 FROM deliveries WHERE deliveries.study_uid = studies.study_uid AND deliveries.state = 'pending')
 """
 """Final before a time, and nothing left to send."""
+HOLD = f"""
+UPDATE studies SET state = state
+WHERE study_uid = (SELECT study_uid FROM instances WHERE sop_uid = ?) AND {DONE}
+"""
+"""Changes nothing, but asks whether a study is done, and lets nothing come to it before the transaction has ended."""
 
 
 def expired_objects(transaction: Transaction, before_at: float, limit: int) -> list[Instance]:
@@ -25,10 +30,17 @@ def expired_objects(transaction: Transaction, before_at: float, limit: int) -> l
     return [rows.instance(row) for row in found]
 
 
-def forget_objects(transaction: Transaction, sop_uids: Sequence[str]) -> None:
-    """Note that the bytes of instances are gone; what was said of them stays."""
-    sql = "UPDATE instances SET object_name = '' WHERE sop_uid = ?"
-    transaction.many(sql, [(sop_uid,) for sop_uid in sorted(sop_uids)])
+def forget_objects(transaction: Transaction, before_at: float, sop_uids: Sequence[str]) -> list[str]:
+    """Note that the bytes of instances are gone, and give their UIDs; what was said of them stays.
+
+    Those whose study is no longer done since before ``before_at`` keep them: a slice of it came meanwhile.
+    """
+    gone = []
+    for sop_uid in sorted(sop_uids):
+        if transaction.run(HOLD, sop_uid, before_at):
+            transaction.run("UPDATE instances SET object_name = '' WHERE sop_uid = ?", sop_uid)
+            gone.append(sop_uid)
+    return gone
 
 
 def forget_conflicts(transaction: Transaction, before_at: float, limit: int) -> list[str]:

@@ -102,7 +102,7 @@ def release_instances(transaction: Transaction, sop_uids: Sequence[str]) -> None
 
 
 def postpone_instance(transaction: Transaction, now: float, sop_uid: str, delay_s: float) -> None:
-    """Give back work that a fault of the machine stopped: nobody gets it for ``delay_s``, and the try does not count."""
+    """Give back work that a fault of the machine stopped: nobody gets it for ``delay_s``; the try does not count."""
     transaction.run(POSTPONE, now + delay_s, sop_uid)
 
 

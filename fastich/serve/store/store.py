@@ -296,9 +296,9 @@ class Store:
         """Instances with bytes here, of studies that are final since before ``before_at`` with nothing left to send."""
         return self._door.read(retention.expired_objects, before_at, limit)
 
-    def forget_objects(self, sop_uids: Sequence[str]) -> None:
-        """Note that the bytes of instances are gone; say so before they are deleted."""
-        self._door.write(retention.forget_objects, sop_uids)
+    def forget_objects(self, before_at: float, sop_uids: Sequence[str]) -> list[str]:
+        """Note that the bytes of instances are gone, before they are deleted; UIDs of those that still may be."""
+        return self._door.write(retention.forget_objects, before_at, sop_uids)
 
     def forget_conflicts(self, before_at: float, limit: int) -> list[str]:
         """Forget objects that were set aside before ``before_at``; their names, to be deleted now."""
