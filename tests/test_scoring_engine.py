@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -474,15 +475,20 @@ def test_disk_that_is_gone_for_a_moment_fails_no_instance(
     assert (study.state, study.reason, study.priority) == (StudyState.SCORED, "", Priority.FLAGGED)
 
 
-def held(site: Site, session: Session) -> list[Path]:
-    """A study of the bone kernel, received and held for its study, and its files; nothing is known but the tables."""
+def read_and_held(site: Site, session: Session, files: list[bytes]) -> None:
+    """Let an engine take on files, and end before any study is judged."""
     config = type(QUICK)(**{**vars(QUICK), "quiet_s": 60.0})
     with site.running(session, config=config):
-        site.receive(study_bytes(HEAD, ConvolutionKernel="BONE"))
+        site.receive(files)
         until = time.monotonic() + 10
         while site.store.count_waiting():
             assert time.monotonic() < until
             time.sleep(0.01)
+
+
+def held(site: Site, session: Session) -> list[Path]:
+    """A study of the bone kernel, received and held for its study, and its files; nothing is known but the tables."""
+    read_and_held(site, session, study_bytes(HEAD, ConvolutionKernel="BONE"))
     return [site.spool.path_of(one.object_name) for one in site.store.instances_of("1.2.1")]
 
 
@@ -658,6 +664,71 @@ def test_model_of_neighbours_is_scored_at_completion_as_score_does(site: Site, t
     assert found == pytest.approx([one["logit"]["any"] for one in expected["series"][0]["slices"]], abs=1e-6)
     assert len(site.store.scored_slices("1.2.1")) == 12
     assert {one.state for one in site.store.instances_of("1.2.1")} == {InstanceState.SCORED}
+
+
+def test_stop_ends_scoring_at_completion_between_batches_and_the_next_start_goes_on(
+    site: Site, session: Session
+) -> None:
+    class Slow(Failing):
+        def run(self, hu: HuArray) -> Scores:
+            self.num_failures += hu.shape[1] == 32
+            time.sleep(0.2 if hu.shape[1] == 32 else 0)
+            return self._session.run(hu)
+
+    slow = Slow(session, 0)
+    with site.running(slow, config=type(QUICK)(**{**vars(QUICK), "max_attempts": 1})):  # type: ignore[arg-type]
+        site.receive(study_bytes([*HEAD, *[0] * 28], ConvolutionKernel="BONE"))
+        until = time.monotonic() + 10
+        while not slow.num_failures:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert slow.num_failures <= 2
+    stopped = site.store.study("1.2.1")
+    assert stopped is not None
+    assert stopped.state is StudyState.RECEIVING
+    with site.running(session):
+        assert site.final().priority is Priority.FLAGGED
+
+
+def test_study_that_is_scored_is_finished_before_one_that_has_to_be(site: Site, session: Session) -> None:
+    class Slow(Failing):
+        def run(self, hu: HuArray) -> Scores:
+            if (hu == 90).all() and hu.shape[1] == 32:
+                finals.append(site.store.study("1.2.3").state)  # type: ignore[union-attr]
+            return self._session.run(hu)
+
+    finals: list[StudyState] = []
+    bone = [one for study in (1, 2) for one in study_bytes([90] * 12, study=study, ConvolutionKernel="BONE")]
+    read_and_held(site, session, [*bone, *study_bytes([0] * 12, study=3)])
+    time.sleep(QUICK.quiet_s)
+    with site.running(Slow(session, 0)):  # type: ignore[arg-type]
+        site.final("1.2.1")
+        site.final("1.2.2")
+    assert finals == [StudyState.SCORED] * 6
+
+
+def test_error_that_is_not_ours_is_told_by_its_type_and_place_only() -> None:
+    with pytest.raises(ValueError, match="SECRET") as caught:
+        int("SECRET^NAME")
+    assert re.fullmatch(r"ValueError in test_scoring_engine\.py, line \d+", completion.words_of(caught.value))
+    assert completion.words_of(ArtifactError("model.onnx: damaged")) == "model.onnx: damaged"
+
+
+def test_neither_log_nor_database_repeats_the_words_of_a_strange_error(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def strange(*_: Any) -> None:
+        raise ValueError("SECRET^NAME")
+
+    monkeypatch.setattr(engine_module, "read_object", strange)
+    monkeypatch.setattr(completion, "planned", strange)
+    with site.running(session):
+        site.receive(study_bytes([0]))
+        study = site.final()
+    (failed,) = site.store.instances_of("1.2.1")
+    assert "ValueError in test_scoring_engine.py" in failed.detail
+    assert "ValueError in test_scoring_engine.py" in study.reason
+    assert "SECRET" not in caplog.text + failed.detail + study.reason
 
 
 def test_bone_series_waits_and_is_left_for_the_soft_one(site: Site, session: Session) -> None:

@@ -21,7 +21,7 @@ from fastich.gate_rules import load_rules
 from fastich.serve.config import ScoringConfig
 from fastich.serve.entities import Instance, InstanceState, ScoredSlice
 from fastich.serve.scoring.batcher import Batcher, Scored
-from fastich.serve.scoring.completion import FIRST_RETRY_S, Completion, DeliveriesFor
+from fastich.serve.scoring.completion import FIRST_RETRY_S, Completion, DeliveriesFor, words_of
 from fastich.serve.scoring.gathering import HELD
 from fastich.serve.scoring.notes import TRANSIENT, NoteBook, notes_of, read_object
 from fastich.serve.scoring.outcome import model_of
@@ -210,8 +210,8 @@ class Engine:
             try:
                 verdict = self._begin(instance, decoder)
             except Exception as error:
-                log.error("an instance could not be taken on: %s", one_line(error)[:MAX_DETAIL])
-                detail = one_line(error)[:MAX_DETAIL]
+                detail = words_of(error)[:MAX_DETAIL]
+                log.error("an instance could not be taken on: %s", detail)
                 verdict = Verdict(state=InstanceState.FAILED, reason=type(error).__name__, detail=detail, again=True)
             if verdict is not None:
                 self._to_write.put((instance, verdict))
@@ -289,7 +289,7 @@ class Engine:
             try:
                 self._completion.run(self._decoders[0])
             except Exception as error:
-                log.error("studies cannot be judged now: %s", one_line(error))
+                log.error("studies cannot be judged now: %s", words_of(error))
                 self._is_stopping.wait(AFTER_ERROR_S)
 
 
