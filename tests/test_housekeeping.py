@@ -11,7 +11,7 @@ from serve_data import ORIGIN, SPOOL, Clock, an_ingest, ct_bytes, files_below, o
 from fastich.errors import StoreError
 from fastich.serve import housekeeping
 from fastich.serve.config import RetentionConfig
-from fastich.serve.entities import InstanceState
+from fastich.serve.entities import Instance, InstanceState
 from fastich.serve.housekeeping import DAY_S, Housekeeping, Swept
 from fastich.serve.ingest import Ingest
 from fastich.serve.spool import Spool
@@ -48,7 +48,7 @@ def a_study(ingest: Ingest, spool: Spool, store: Store, number: int, *, sent: bo
     for seed in (0, 1):
         ingest.accept(received(spool, ct_bytes(number, study=number, seed=seed)), ORIGIN)
     store.finish_instance(uid(number), InstanceState.SCORED)
-    store.finish_study(study_uid(number), 1, outcome(), [("pacs", "sr")])
+    store.finish_study(study_uid(number), 2, outcome(), [("pacs", "sr")])
     if sent:
         store.delivered(store.deliveries_of(study_uid(number))[0].delivery_id, 1.0)
 
@@ -109,6 +109,26 @@ def test_nothing_of_a_study_with_work_left_is_deleted_however_old(
     clock.now += 1000 * DAY_S
     found = swept(store, spool, config, clock)
     assert (found.objects, found.studies, objects(spool)) == (0, 0, before)
+
+
+def test_slice_that_comes_while_pixels_are_deleted_keeps_those_of_its_study(
+    ingest: Ingest, spool: Spool, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        a_study(ingest, spool, store, number)
+    clock.now += 8 * DAY_S
+    expired_objects = store.expired_objects
+
+    def and_then_a_slice(before_at: float, limit: int) -> list[Instance]:
+        found = expired_objects(before_at, limit)
+        ingest.accept(received(spool, ct_bytes(9, study=1)), ORIGIN)
+        return found
+
+    monkeypatch.setattr(store, "expired_objects", and_then_a_slice)
+    assert swept(store, spool, PIXELS, clock).objects == 2  # of the other study: its slice, and the one set aside
+    kept = {one.sop_uid: one.object_name for one in store.instances_of(study_uid(1))}
+    assert all(name and spool.path_of(name).is_file() for name in kept.values())
+    assert [one.object_name for one in store.instances_of(study_uid(2))] == [""]
 
 
 def test_zero_days_keep_everything(ingest: Ingest, spool: Spool, store: Store, clock: Clock) -> None:

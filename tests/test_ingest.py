@@ -5,14 +5,28 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from dicom_data import CT_IMAGE, DEFLATED, ct_dataset, write
-from serve_data import ORIGIN, SPOOL, Clock, an_ingest, ct_bytes, files_below, received, scored_slice, study_uid, uid
+from serve_data import (
+    ORIGIN,
+    SPOOL,
+    Clock,
+    an_ingest,
+    ct_bytes,
+    files_below,
+    outcome,
+    received,
+    scored_slice,
+    study_uid,
+    uid,
+)
 
 from fastich.errors import FastichError
 from fastich.serve import spool as spool_module
@@ -121,9 +135,29 @@ def test_fact_15_same_uid_with_other_pixels_is_kept_aside_and_flagged(
     study, kept = store.study(study_uid(1)), store.find_instance(uid(1))
     assert study is not None
     assert kept is not None
-    assert (study.num_conflicts, study.num_instances, study.revision) == (1, 1, 1)
+    assert (study.num_conflicts, study.num_instances, study.revision) == (1, 1, 2)
     assert spool.path_of(kept.object_name).read_bytes() == first
     assert [path.read_bytes() for path in files_below(spool.folder / "aside")] == [other]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"StudyInstanceUID": study_uid(2)},
+        {"SeriesInstanceUID": "2.25.9001"},
+        {"RescaleIntercept": "-1000"},
+        {"ImagePositionPatient": [0, 0, 99]},
+    ],
+)
+def test_fact_15_same_pixels_in_another_study_series_or_place_are_a_conflict(
+    ingest: Ingest, spool: Spool, store: Store, changes: dict[str, Any]
+) -> None:
+    ingest.accept(received(spool, ct_bytes(1)), ORIGIN)
+    receipt = ingest.accept(received(spool, ct_bytes(1, **changes)), ORIGIN)
+    assert (receipt.duplicate, receipt.conflict) == (False, True)
+    study = store.study(study_uid(1))
+    assert study is not None
+    assert study.num_conflicts == 1
 
 
 def test_conflict_that_names_another_study_counts_on_the_first_one(ingest: Ingest, spool: Spool, store: Store) -> None:
@@ -339,7 +373,9 @@ def test_bytes_that_were_deleted_by_age_are_back_when_they_are_sent_again(
 ) -> None:
     ingest.accept(received(spool, ct_bytes(1)), ORIGIN)
     name = store.instances_of(study_uid(1))[0].object_name
-    store.forget_objects([uid(1)])
+    store.finish_instance(uid(1), InstanceState.SCORED)
+    store.finish_study(study_uid(1), 1, outcome())
+    store.forget_objects(time.time() + 1, [uid(1)])
     spool.path_of(name).unlink()
     assert ingest.accept(received(spool, ct_bytes(1)), ORIGIN).duplicate
     assert store.instances_of(study_uid(1))[0].object_name == name

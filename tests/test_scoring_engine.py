@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ from scoring_data import QUICK, Site, slice_bytes, study_bytes, write_files
 from toy_model import toy_onnx, write_model
 
 from fastich.decoder import Decoder
-from fastich.errors import ArtifactError
+from fastich.errors import ArtifactError, DicomError
 from fastich.gate_rules import load_rules
 from fastich.score import ScoreConfig, score
-from fastich.serve.entities import InstanceState, Outcome, Priority, StudyState
+from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, StudyState
+from fastich.serve.scoring import completion, gathering
 from fastich.serve.scoring import engine as engine_module
 from fastich.serve.session import Scores, Session, open_session
-from fastich.types import HuArray
+from fastich.types import HuArray, RejectReason
 
 REAL_HEAD = Path(__file__).parents[2] / "shared" / "data" / "head_ct_tilt"
 HEAD = [0, 10, 20, 30, 80, 30, 20, 10, 0, -10, -20, 5]
@@ -45,6 +47,12 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def session(model: Path) -> Session:
     return open_session(model)
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(completion, "FIRST_RETRY_S", 0.3)
 
 
 class Failing:
@@ -454,6 +462,99 @@ def test_file_that_is_gone_from_the_spool_fails_its_instance(site: Site, session
     assert study.priority is Priority.HUMAN_FIRST
 
 
+def test_disk_that_is_gone_for_a_moment_fails_no_instance(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FIRST_RETRY_S", 0.6)
+    site.receive(study_bytes(HEAD))
+    site.spool.folder.rename(site.spool.folder.with_name("unplugged"))
+    with site.running(session):
+        time.sleep(0.3)
+        site.spool.folder.with_name("unplugged").rename(site.spool.folder)
+        study = site.final()
+    assert (study.state, study.reason, study.priority) == (StudyState.SCORED, "", Priority.FLAGGED)
+
+
+def read_and_held(site: Site, session: Session, files: list[bytes]) -> None:
+    """Let an engine take on files, and end before any study is judged."""
+    config = type(QUICK)(**{**vars(QUICK), "quiet_s": 60.0})
+    with site.running(session, config=config):
+        site.receive(files)
+        until = time.monotonic() + 10
+        while site.store.count_waiting():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def held(site: Site, session: Session) -> list[Path]:
+    """A study of the bone kernel, received and held for its study, and its files; nothing is known but the tables."""
+    read_and_held(site, session, study_bytes(HEAD, ConvolutionKernel="BONE"))
+    return [site.spool.path_of(one.object_name) for one in site.store.instances_of("1.2.1")]
+
+
+def test_disk_that_is_gone_for_a_moment_while_a_study_is_judged_costs_no_result(
+    site: Site, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = held(site, session)
+    for path in files[:2]:
+        path.rename(path.with_suffix(".gone"))
+    with site.running(session):
+        until = time.monotonic() + 10
+        while "could not be judged (try 1 of 2)" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for path in files[:2]:
+            path.with_suffix(".gone").rename(path)
+        study = site.final()
+    assert (study.state, study.reason, study.priority) == (StudyState.SCORED, "", Priority.FLAGGED)
+
+
+def test_files_that_are_gone_while_a_study_is_judged_fail_it_and_a_copy_mends_it(site: Site, session: Session) -> None:
+    for path in held(site, session)[:2]:
+        path.unlink()
+    with site.running(session):
+        study = site.final()
+        assert study.state is StudyState.FAILED
+        assert study.reason == "16.67 % of its files cannot be used, at most 10; unreadable file (2 files)"
+        site.receive(study_bytes(HEAD, ConvolutionKernel="BONE"))
+        assert site.final(revision=13).state is StudyState.SCORED
+
+
+def test_decoder_that_is_closed_under_the_judge_ends_no_study(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(site, session)
+    made = engine_module.Engine(
+        site.store, site.spool, session, None, type(QUICK)(max_attempts=1), deliveries_for=lambda _: ()
+    )
+    made._is_over.set()
+    made._completion._config = type(QUICK)(max_attempts=1, quiet_s=0)
+    monkeypatch.setattr(
+        gathering.NoteBook, "of", lambda *_: (_ for _ in ()).throw(DicomError(RejectReason.DECODER_FAILED, "closed"))
+    )
+    made._completion.run(Decoder())
+    study = site.store.study("1.2.1")
+    assert study is not None
+    assert study.state is StudyState.RECEIVING
+
+
+def test_copy_of_an_instance_that_failed_is_scored(site: Site, session: Session) -> None:
+    files = study_bytes([0] * 16)
+    site.receive(files)
+    lost = site.store.instances_of("1.2.1")[3]
+    site.spool.path_of(lost.object_name).unlink()
+    with site.running(session):
+        first = site.final()
+        assert site.receive([files[3]])[0].duplicate
+        study = site.final(revision=17)
+        assert site.receive([files[3]])[0].duplicate
+    assert (first.priority, study.priority, study.reason) == (Priority.HUMAN_FIRST, Priority.ROUTINE, "")
+    assert reasons(site)[lost.sop_uid] == "scored: "
+    again = site.store.study("1.2.1")
+    assert again is not None
+    assert (again.revision, again.state) == (17, StudyState.SCORED)
+
+
 def test_stopped_engine_gives_back_what_it_did_not_finish(site: Site, session: Session) -> None:
     gate = threading.Event()
 
@@ -478,6 +579,41 @@ def test_stopped_engine_gives_back_what_it_did_not_finish(site: Site, session: S
         assert site.final().priority is Priority.FLAGGED
 
 
+def test_slices_that_take_longer_than_their_lease_are_scored(site: Site, session: Session) -> None:
+    class Slow(Failing):
+        def run(self, hu: HuArray) -> Scores:
+            time.sleep(0.25 if hu.shape[1] == 32 else 0)
+            return self._session.run(hu)
+
+    config = type(QUICK)(**{**vars(QUICK), "lease_s": 0.05, "max_attempts": 1})
+    with site.running(Slow(session, 0), config=config):  # type: ignore[arg-type]
+        site.receive(study_bytes(HEAD * 2))
+        study = site.final(revision=24)
+    assert set(reasons(site).values()) == {"scored: "}
+    assert study.priority is Priority.FLAGGED
+
+
+def test_engine_takes_nothing_beside_one_that_was_in_work_at_a_crash(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.receive(study_bytes(HEAD))
+    site.store.lease_instances(3, 600, max_attempts=3)
+    together: list[int] = []
+    put = engine_module.Engine._begin
+
+    def begin(self: engine_module.Engine, instance: Instance, decoder: Decoder) -> Any:
+        if instance.attempts > 1:
+            together.append(len(self._leased))
+            time.sleep(0.1)
+            together.append(len(self._leased))
+        return put(self, instance, decoder)
+
+    monkeypatch.setattr(engine_module.Engine, "_begin", begin)
+    with site.running(session, config=type(QUICK)(**{**vars(QUICK), "max_attempts": 3})):
+        assert site.final().state is StudyState.SCORED
+    assert together == [1] * 6
+
+
 def test_restarted_engine_finishes_what_another_one_scored(site: Site, session: Session) -> None:
     config = type(QUICK)(**{**vars(QUICK), "quiet_s": 60.0})
     with site.running(session, config=config):
@@ -500,7 +636,7 @@ def test_study_whose_pixels_were_deleted_is_scored_again_by_what_is_stored(site:
         site.final()
     uids = [one.sop_uid for one in site.store.instances_of("1.2.1")]
     names = [one.object_name for one in site.store.instances_of("1.2.1")]
-    site.store.forget_objects(uids)
+    assert len(site.store.forget_objects(time.time() + 1, uids)) == 16
     for name in names:
         site.spool.path_of(name).unlink()
     with site.running(session):
@@ -528,6 +664,71 @@ def test_model_of_neighbours_is_scored_at_completion_as_score_does(site: Site, t
     assert found == pytest.approx([one["logit"]["any"] for one in expected["series"][0]["slices"]], abs=1e-6)
     assert len(site.store.scored_slices("1.2.1")) == 12
     assert {one.state for one in site.store.instances_of("1.2.1")} == {InstanceState.SCORED}
+
+
+def test_stop_ends_scoring_at_completion_between_batches_and_the_next_start_goes_on(
+    site: Site, session: Session
+) -> None:
+    class Slow(Failing):
+        def run(self, hu: HuArray) -> Scores:
+            self.num_failures += hu.shape[1] == 32
+            time.sleep(0.2 if hu.shape[1] == 32 else 0)
+            return self._session.run(hu)
+
+    slow = Slow(session, 0)
+    with site.running(slow, config=type(QUICK)(**{**vars(QUICK), "max_attempts": 1})):  # type: ignore[arg-type]
+        site.receive(study_bytes([*HEAD, *[0] * 28], ConvolutionKernel="BONE"))
+        until = time.monotonic() + 10
+        while not slow.num_failures:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert slow.num_failures <= 2
+    stopped = site.store.study("1.2.1")
+    assert stopped is not None
+    assert stopped.state is StudyState.RECEIVING
+    with site.running(session):
+        assert site.final().priority is Priority.FLAGGED
+
+
+def test_study_that_is_scored_is_finished_before_one_that_has_to_be(site: Site, session: Session) -> None:
+    class Slow(Failing):
+        def run(self, hu: HuArray) -> Scores:
+            if (hu == 90).all() and hu.shape[1] == 32:
+                finals.append(site.store.study("1.2.3").state)  # type: ignore[union-attr]
+            return self._session.run(hu)
+
+    finals: list[StudyState] = []
+    bone = [one for study in (1, 2) for one in study_bytes([90] * 12, study=study, ConvolutionKernel="BONE")]
+    read_and_held(site, session, [*bone, *study_bytes([0] * 12, study=3)])
+    time.sleep(QUICK.quiet_s)
+    with site.running(Slow(session, 0)):  # type: ignore[arg-type]
+        site.final("1.2.1")
+        site.final("1.2.2")
+    assert finals == [StudyState.SCORED] * 6
+
+
+def test_error_that_is_not_ours_is_told_by_its_type_and_place_only() -> None:
+    with pytest.raises(ValueError, match="SECRET") as caught:
+        int("SECRET^NAME")
+    assert re.fullmatch(r"ValueError in test_scoring_engine\.py, line \d+", completion.words_of(caught.value))
+    assert completion.words_of(ArtifactError("model.onnx: damaged")) == "model.onnx: damaged"
+
+
+def test_neither_log_nor_database_repeats_the_words_of_a_strange_error(
+    site: Site, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def strange(*_: Any) -> None:
+        raise ValueError("SECRET^NAME")
+
+    monkeypatch.setattr(engine_module, "read_object", strange)
+    monkeypatch.setattr(completion, "planned", strange)
+    with site.running(session):
+        site.receive(study_bytes([0]))
+        study = site.final()
+    (failed,) = site.store.instances_of("1.2.1")
+    assert "ValueError in test_scoring_engine.py" in failed.detail
+    assert "ValueError in test_scoring_engine.py" in study.reason
+    assert "SECRET" not in caplog.text + failed.detail + study.reason
 
 
 def test_bone_series_waits_and_is_left_for_the_soft_one(site: Site, session: Session) -> None:

@@ -99,8 +99,35 @@ def test_conflict_is_counted_once_for_each_object(store: Store) -> None:
     for name in ("a" * 64, "a" * 64, "b" * 64):
         store.add_conflict(uid(1), study_uid(1), name, ORIGIN)
     assert the_study(store).num_conflicts == 2
-    assert the_study(store).revision == 1
+    assert the_study(store).revision == 3
     assert kinds(store) == [("study", "instance"), ("study", "conflict"), ("study", "conflict")]
+
+
+def test_conflict_after_the_final_result_has_the_study_judged_again(store: Store, clock: Clock) -> None:
+    store.add_instance(instance(1), WHO)
+    finish(store)
+    clock.now += 100
+    for _ in range(2):
+        store.add_conflict(uid(1), study_uid(1), "a" * 64, ORIGIN)
+        assert (the_study(store).state, the_study(store).revision) == (StudyState.RECEIVING, 2)
+        assert (the_study(store).last_at, the_study(store).final_at) == (clock.now, None)
+    assert not store.finish_study(study_uid(1), 1, outcome())
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_judged"), [([2], 0), ([1], 0), ([3], 1), ([3, 3], 1), ([3, 2], 2), ([3, 4, 1], 3)]
+)
+def test_expected_count_that_is_not_here_has_the_study_judged_again(
+    store: Store, counts: list[int], num_judged: int
+) -> None:
+    for number in (1, 2):
+        store.add_instance(instance(number), WHO)
+    for count in counts:
+        finish(store)
+        store.expect(study_uid(1), count)
+    finals = [one.revision for one in store.scores_of(study_uid(1))]
+    assert the_study(store).revision == 2 + num_judged
+    assert (the_study(store).state is StudyState.RECEIVING) == (finals[-1] < 2 + num_judged)
 
 
 def test_own_objects_are_known_again(store: Store) -> None:
@@ -171,6 +198,41 @@ def test_instance_that_was_tried_too_often_becomes_failed_with_a_reason(store: S
     assert (found.state, found.reason, found.attempts) == (InstanceState.FAILED, "tried 3 times", 3)
     assert kinds(store)[-1] == ("study", "instance failed")
     assert [one.study_uid for one in store.due_studies(0, 10)] == [study_uid(1)]
+
+
+def test_lease_that_ran_out_costs_nothing_that_is_still_held(store: Store, clock: Clock) -> None:
+    for number in (1, 2):
+        store.add_instance(instance(number, at=float(number)), WHO)
+    held = [one.sop_uid for one in store.lease_instances(1, 10, max_attempts=1)]
+    clock.now += 100
+    assert [one.sop_uid for one in store.lease_instances(5, 10, max_attempts=1, held=held)] == [uid(2)]
+    found = store.find_instance(uid(1))
+    assert found is not None
+    assert (found.state, found.attempts) == (InstanceState.WAITING, 1)
+
+
+def test_object_that_ends_the_process_fails_alone_and_none_of_its_neighbours(store: Store) -> None:
+    for number in range(1, 7):
+        store.add_instance(instance(number, at=float(number)), WHO)
+    for _ in range(20):  # processes
+        store.free_instances()
+        while taken := [one.sop_uid for one in store.lease_instances(5, 600, max_attempts=3)]:
+            if uid(3) in taken:
+                break  # it dies with all of them in hand
+            for one in taken:
+                store.finish_instance(one, InstanceState.SCORED)
+    states = {one.sop_uid: one.state for one in store.instances_of(study_uid(1))}
+    assert states.pop(uid(3)) is InstanceState.FAILED
+    assert set(states.values()) == {InstanceState.SCORED}
+
+
+def test_one_that_was_in_work_at_a_crash_waits_until_nothing_is_held(store: Store) -> None:
+    store.add_instance(instance(1), WHO)
+    store.lease_instances(1, 600, max_attempts=3)
+    store.free_instances()
+    store.add_instance(instance(2), WHO)
+    assert store.lease_instances(5, 600, max_attempts=3, held=[uid(7)]) == []
+    assert [one.sop_uid for one in store.lease_instances(5, 600, max_attempts=3)] == [uid(1)]
 
 
 def test_work_that_is_given_back_is_free_at_once_and_its_try_does_not_count(store: Store) -> None:
@@ -259,6 +321,42 @@ def test_study_with_its_expected_count_is_due_without_quiet(store: Store, clock:
         store.add_instance(instance(number, at=clock.now), WHO)
         store.finish_instance(uid(number), InstanceState.SCORED)
     assert [one.study_uid for one in store.due_studies(5, 10)] == [study_uid(1)]
+
+
+def test_study_with_more_than_its_expected_count_waits_for_quiet(store: Store, clock: Clock) -> None:
+    store.expect(study_uid(1), 1)
+    for number in (1, 2, 3):
+        store.add_instance(instance(number, at=clock.now), WHO)
+        store.finish_instance(uid(number), InstanceState.SCORED)
+    assert store.due_studies(5, 10) == []
+    clock.now += 5
+    assert [one.study_uid for one in store.due_studies(5, 10)] == [study_uid(1)]
+
+
+def test_clock_that_was_ahead_keeps_no_study_from_being_due(store: Store, clock: Clock) -> None:
+    for number, study in ((1, 1), (2, 2)):
+        store.add_instance(instance(number, study=study, at=clock.now + 86_400), WHO)
+        store.finish_instance(uid(number), InstanceState.SCORED)
+    store.add_instance(instance(3, study=2, at=clock.now), WHO)
+    store.finish_instance(uid(3), InstanceState.SCORED)
+    assert [one.study_uid for one in store.due_studies(5, 10)] == [study_uid(1)]
+    clock.now += 5
+    assert {one.study_uid for one in store.due_studies(5, 10)} == {study_uid(1), study_uid(2)}
+
+
+def test_clock_that_was_ahead_keeps_no_work_and_no_message_after_a_start(store: Store, clock: Clock) -> None:
+    for number in (1, 2):
+        store.add_instance(instance(number, study=number), WHO)
+    finish(store, 2, deliveries=[("pacs", "sr")])
+    clock.now += 86_400
+    store.lease_instances(1, 120, max_attempts=3)
+    (message,) = store.lease_deliveries(1, 30, destination="pacs")
+    store.delivery_failed(message.delivery_id, "no answer", clock.now + 600)
+    clock.now -= 86_000
+    store.free_instances()
+    store.release_deliveries()
+    assert len(store.lease_instances(1, 120, max_attempts=3)) == 1
+    assert len(store.lease_deliveries(1, 30, destination="pacs")) == 1
 
 
 def test_study_is_partial_when_slices_came_after_its_partial_result(store: Store) -> None:
@@ -633,7 +731,7 @@ def test_objects_expire_with_the_age_of_their_final_study(store: Store, clock: C
     old_study(store, clock)
     assert store.expired_objects(clock.now - 100, 10) == []
     assert [one.sop_uid for one in store.expired_objects(clock.now - 99, 10)] == [uid(1)]
-    store.forget_objects([uid(1)])
+    assert store.forget_objects(clock.now, [uid(1)]) == [uid(1)]
     assert store.expired_objects(clock.now, 10) == []
     found = store.find_instance(uid(1))
     assert found is not None
@@ -642,8 +740,9 @@ def test_objects_expire_with_the_age_of_their_final_study(store: Store, clock: C
 
 @pytest.mark.parametrize("reason", ["pending delivery", "late slice"])
 def test_nothing_of_a_study_with_work_left_expires(store: Store, clock: Clock, reason: str) -> None:
-    old_study(store, clock, deliveries=[("pacs", "sr")] if reason == "pending delivery" else [])
+    store.add_instance(instance(1), WHO)
     store.add_conflict(uid(1), study_uid(1), "a" * 64, ORIGIN)
+    finish(store, deliveries=[("pacs", "sr")] if reason == "pending delivery" else [])
     if reason == "late slice":
         store.add_instance(instance(9), WHO)
     clock.now += 1000
@@ -662,8 +761,27 @@ def test_conflicts_are_forgotten_with_the_age_of_their_final_study(store: Store,
     old_study(store, clock)
     store.add_conflict(uid(1), study_uid(1), "a" * 64, ORIGIN)
     clock.now += 10
+    finish(store)
+    clock.now += 10
     assert store.forget_conflicts(clock.now, 10) == ["a" * 64]
     assert store.forget_conflicts(clock.now, 10) == []
+    assert not store.is_referenced("a" * 64)
+
+
+def test_conflict_whose_bytes_were_deleted_stays_a_doubt(store: Store, clock: Clock) -> None:
+    old_study(store, clock)
+    store.add_conflict(uid(1), study_uid(1), "a" * 64, ORIGIN)
+    finish(store)
+    clock.now += 10
+    store.forget_conflicts(clock.now, 10)
+    assert the_study(store).num_conflicts == 1
+    revision = the_study(store).revision
+    store.add_conflict(uid(1), study_uid(1), "a" * 64, ORIGIN)
+    assert (the_study(store).num_conflicts, the_study(store).revision) == (1, revision)
+    assert store.is_referenced("a" * 64)
+    clock.now += 10
+    assert store.forget_conflicts(clock.now, 10) == ["a" * 64]
+    assert store.delete_studies(clock.now, 10) == ([study_uid(1)], [f"{1:064x}"])
 
 
 def test_deleted_study_leaves_nothing_but_an_event(store: Store, clock: Clock) -> None:
@@ -673,6 +791,8 @@ def test_deleted_study_leaves_nothing_but_an_event(store: Store, clock: Clock) -
     store.add_own(uid(7), study_uid(1), "sr")
     store.add_comment(study_uid(1), "reader", "text")
     store.expect(study_uid(1), 3)
+    finish(store)
+    clock.now += 100
     old_study(store, clock, 2)
     uids, names = store.delete_studies(clock.now - 150, 10)
     assert uids == [study_uid(1)]

@@ -49,17 +49,32 @@ def test_fact_19_database_of_an_older_fastich_is_migrated_with_everything_in_it(
             assert [row["referrer"] for row in rows] == ["nobody"]
 
 
+def test_conflicts_of_schema_1_are_kept_as_they_were(database: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as yesterday:
+        original = schema.migrate
+        steps = schema.STEPS[:1]
+        yesterday.setattr(schema, "migrate", lambda transaction, where: original(transaction, where, steps))
+        open_store(database).close()
+    old = "INSERT INTO conflicts (sop_uid, study_uid, object_name, received_at, way, sender, address)"
+    with contextlib.closing(open_store(database)) as made:
+        made.add_instance(instance(1), WHO)
+        values = (uid(1), instance(1).study_uid, "a" * 64, 1.0, "dimse", "", "")
+        made._door.write(lambda transaction: transaction.run(f"{old} VALUES (?, ?, ?, ?, ?, ?, ?)", *values))
+        assert made.is_referenced("a" * 64)
+        assert made._door.read(version) == 2
+
+
 def test_fact_19_database_of_a_newer_fastich_is_refused_and_untouched(
     database: str | Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as tomorrow:
         newer(tomorrow)
         open_store(database).close()
-    with pytest.raises(StoreError, match=r"made by a newer fastich \(schema 2, this one knows up to 1\); upgrade"):
+    with pytest.raises(StoreError, match=r"made by a newer fastich \(schema 3, this one knows up to 2\); upgrade"):
         open_store(database)
     newer(monkeypatch)
     with contextlib.closing(open_store(database)) as made:
-        assert made._door.read(version) == 2
+        assert made._door.read(version) == 3
 
 
 def test_migration_that_fails_changes_nothing(database: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +87,7 @@ def test_migration_that_fails_changes_nothing(database: str | Path, monkeypatch:
         with pytest.raises(StoreError):
             open_store(database)
     with contextlib.closing(open_store(database)) as made:
-        assert made._door.read(version) == 1
+        assert made._door.read(version) == len(schema.STEPS)
         columns = made._door.read(lambda transaction: transaction.rows("SELECT * FROM studies"))[0]
         assert "referrer" not in columns
 

@@ -89,8 +89,8 @@ class Receipt:
 class Instance:
     """One stored object. ``object_name`` is its name in the spool (``spool.Spool.path_of``), "" once it was deleted.
 
-    ``content_sha256`` is of the data set without the file meta, ``pixel_sha256`` of the pixel data element ("" without
-    one): they tell a duplicate from a conflict.
+    ``content_sha256`` is of the data set without the file meta, ``pixel_sha256`` of the image, pixels with their
+    meaning and place ("" without one): they tell a duplicate from a conflict.
     """
 
     sop_uid: str

@@ -95,9 +95,9 @@ class Housekeeping:
         before_at, deleted = self._clock() - self._config.pixels_days * DAY_S, 0
         while not self._stopped.is_set():
             expired = self._store.expired_objects(before_at, BATCH)
-            self._store.forget_objects([one.sop_uid for one in expired])
+            gone = set(self._store.forget_objects(before_at, [one.sop_uid for one in expired]))
             aside = self._store.forget_conflicts(before_at, BATCH)
-            deleted += self._remove(self._spool.path_of(one.object_name) for one in expired)
+            deleted += self._remove(self._spool.path_of(one.object_name) for one in expired if one.sop_uid in gone)
             deleted += self._remove(self._spool.path_aside(name) for name in aside)
             if not expired and not aside:
                 break

@@ -9,9 +9,28 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastich.dicom_header import (
+    BITS_STORED,
+    COLUMNS,
+    HIGH_BIT,
+    INTERCEPT,
+    MODALITY_LUT,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PIXEL_SPACING,
+    POSITION,
+    RESCALE_TYPE,
+    ROWS,
+    SIGNED,
+    SLOPE,
+    THICKNESS,
+    TILT,
+)
 from fastich.dicom_parse import (
     DEFLATED,
+    FRAME_GROUPS,
     MEDIA_DIRECTORY,
+    SHARED_GROUPS,
     Elements,
     FileMeta,
     decode_text,
@@ -45,7 +64,12 @@ WORDS = {
     "study_time": 0x00080030,
     "study_description": 0x00081030,
 }
-TAGS = frozenset({*NAMES, *WORDS.values(), CHARACTER_SET, PIXEL_DATA})
+NUMBERS = (ROWS, COLUMNS, BITS_STORED, HIGH_BIT, SIGNED)
+MEANING = (PHOTOMETRIC, PIXEL_SPACING, INTERCEPT, SLOPE, RESCALE_TYPE, THICKNESS, TILT, POSITION, ORIENTATION)
+"""What makes Hounsfield units of the pixel data, and says where they lie: another value makes it another image."""
+NESTED_MEANING = (MODALITY_LUT, SHARED_GROUPS, FRAME_GROUPS)
+"""Sequences that may say so instead; such an object is only known by its whole content."""
+TAGS = frozenset({*NAMES, *WORDS.values(), CHARACTER_SET, PIXEL_DATA, *NUMBERS, *MEANING, *NESTED_MEANING})
 
 UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*", re.ASCII)
 """PS3.5 section 9.1: components of digits without leading zeros."""
@@ -56,7 +80,9 @@ FORBIDDEN = frozenset({DEFLATED, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """What a file is. ``content_sha256`` is of the data set, ``pixel_sha256`` of its pixel data element, "" without."""
+    """What a file is. ``content_sha256`` is of the data set, ``pixel_sha256`` of the image: its pixel data and what
+    makes Hounsfield units of them and says where they lie; "" where there is none, or where sequences say so.
+    """
 
     sop_uid: str
     sop_class_uid: str
@@ -146,7 +172,24 @@ def _words(raw: bytes | memoryview | None, character_sets: tuple[str, ...]) -> s
 
 def _pixel_sha256(elements: Elements) -> str:
     raw = elements.raw(PIXEL_DATA)
-    return hashlib.sha256(raw).hexdigest() if raw else ""
+    if not raw or any(tag in elements for tag in NESTED_MEANING):
+        return ""
+    meaning = [elements.whole(tag) for tag in NUMBERS], [_values(elements, tag) for tag in MEANING]
+    digest = hashlib.sha256(repr(meaning).encode())
+    digest.update(raw)
+    return digest.hexdigest()
+
+
+def _values(elements: Elements, tag: int) -> list[float | str]:
+    """Numbers as such, for 1 and 1.0 are the same; whatever else as it stands."""
+    return [_value(text) for text in elements.texts(tag)]
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _hashes(path: Path, dataset_offset: int) -> tuple[int, str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastich.errors import StoreError
 from fastich.serve.config import SpoolConfig
-from fastich.serve.entities import Instance, Origin, Receipt, Refused
+from fastich.serve.entities import Instance, InstanceState, Origin, Receipt, Refused, StudyState
 from fastich.serve.identity import Identity, identify
 from fastich.serve.spool import MIB, IngestRefused, Spool, storage_errors
 from fastich.serve.store import Store
@@ -97,6 +97,8 @@ class Ingest:
             return _receipt(found)
         if is_copy(found, stored):
             self._restore(temporary, found, stored)
+            if self._has_failed(stored) and self._store.take_again(found.sop_uid):
+                self._notify()
             return _receipt(found, duplicate=True)
         self._put_aside(temporary, found, stored, origin)
         return _receipt(found, conflict=True)
@@ -125,6 +127,13 @@ class Ingest:
             return
         with self._kept(temporary, found.object_name, self._spool.path_of(found.object_name)):
             self._store.restore_object(found.sop_uid, found.object_name)
+
+    def _has_failed(self, stored: Instance) -> bool:
+        """Whether sending a copy asks for another try: a machine that failed on the first may be mended."""
+        if stored.state is InstanceState.FAILED:
+            return True
+        study = self._store.study(stored.study_uid)
+        return study is not None and study.state is StudyState.FAILED
 
     def _put_aside(self, temporary: Path, found: Identity, stored: Instance, origin: Origin) -> None:
         with self._kept(temporary, found.object_name, self._spool.path_aside(found.object_name)):
@@ -161,12 +170,15 @@ def store_errors() -> Iterator[None]:
 
 
 def is_copy(found: Identity, stored: Instance) -> bool:
-    """Tell whether two objects of one UID are the same: data set or at least pixel data, byte for byte.
+    """Tell whether two objects of one UID are the same: the data set byte for byte, or the image in its series.
 
-    Headers may differ where a PACS corrected a name; pixels that differ are another image.
+    Headers may differ where a PACS corrected a name; pixels, HU or a position that differ are another image, and a copy
+    in another study or series is no copy: success would promise that this study is here.
     """
     if found.content_sha256 == stored.content_sha256:
         return True
+    if (found.study_uid, found.series_uid) != (stored.study_uid, stored.series_uid):
+        return False
     return bool(found.pixel_sha256) and found.pixel_sha256 == stored.pixel_sha256
 
 

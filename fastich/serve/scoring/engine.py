@@ -21,15 +21,15 @@ from fastich.gate_rules import load_rules
 from fastich.serve.config import ScoringConfig
 from fastich.serve.entities import Instance, InstanceState, ScoredSlice
 from fastich.serve.scoring.batcher import Batcher, Scored
-from fastich.serve.scoring.completion import Completion, DeliveriesFor
+from fastich.serve.scoring.completion import FIRST_RETRY_S, Completion, DeliveriesFor, words_of
 from fastich.serve.scoring.gathering import HELD
-from fastich.serve.scoring.notes import NoteBook, notes_of, read_object
+from fastich.serve.scoring.notes import TRANSIENT, NoteBook, notes_of, read_object
 from fastich.serve.scoring.outcome import model_of
 from fastich.serve.session import Session
 from fastich.serve.spool import Spool
 from fastich.serve.store import Store
 from fastich.serve.study_session import StudySession
-from fastich.types import RejectReason, Slice
+from fastich.types import Slice
 from fastich.verb import one_line
 
 LOOK_EVERY_S = 0.5
@@ -39,8 +39,6 @@ JUDGE_EVERY_S = 0.1
 AFTER_ERROR_S = 1.0
 BATCHES_AHEAD = 3
 """Batches of slices that may be decoded and not yet scored."""
-TRANSIENT = frozenset((RejectReason.DECODER_FAILED, RejectReason.UNREADABLE))
-"""Reasons that may be the machine's fault: the instance is tried again."""
 MODEL_FAILED = "model failed"
 MAX_DETAIL = 300
 
@@ -100,7 +98,14 @@ class Engine:
             max_waiting=BATCHES_AHEAD * config.batch_size,
         )
         self._completion = Completion(
-            store, spool, self._notes, self._rules, config, model=lambda: self._model, deliveries_for=deliveries_for
+            store,
+            spool,
+            self._notes,
+            self._rules,
+            config,
+            model=lambda: self._model,
+            deliveries_for=deliveries_for,
+            is_over=lambda: self._is_over.is_set(),
         )
         self._to_decode: queue.SimpleQueue[Instance | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[tuple[Instance, Verdict] | None] = queue.SimpleQueue()
@@ -175,23 +180,28 @@ class Engine:
             self._news.wait(LOOK_EVERY_S)
 
     def _room(self) -> int:
-        """How many instances to lease now; 0 until it is worth a transaction."""
+        """How many instances to lease now; 0 until it is worth a transaction, and beside one that was tried before."""
+        if any(one.attempts > 1 for one in self._leased.values()):
+            return 0
         room = self._capacity - len(self._leased)
         return room if room >= self._config.batch_size else 0
 
     def _lease_some(self, room: int) -> bool:
+        with self._changed:
+            held = list(self._leased)
         try:
-            found = self._store.lease_instances(room, self._config.lease_s, max_attempts=self._config.max_attempts)
+            found = self._store.lease_instances(
+                room, self._config.lease_s, max_attempts=self._config.max_attempts, held=held
+            )
         except StoreError as error:
             log.error("no work can be taken: %s", one_line(error))
             self._is_stopping.wait(AFTER_ERROR_S)
             return False
         with self._changed:
-            new = [one for one in found if one.sop_uid not in self._leased]
-            self._leased |= {one.sop_uid: one for one in new}
-        for one in new:
+            self._leased |= {one.sop_uid: one for one in found}
+        for one in found:
             self._to_decode.put(one)
-        return bool(new)
+        return bool(found)
 
     def _decode(self, decoder: Decoder) -> None:
         while (instance := self._to_decode.get()) is not None:
@@ -200,8 +210,8 @@ class Engine:
             try:
                 verdict = self._begin(instance, decoder)
             except Exception as error:
-                log.error("an instance could not be taken on: %s", one_line(error)[:MAX_DETAIL])
-                detail = one_line(error)[:MAX_DETAIL]
+                detail = words_of(error)[:MAX_DETAIL]
+                log.error("an instance could not be taken on: %s", detail)
                 verdict = Verdict(state=InstanceState.FAILED, reason=type(error).__name__, detail=detail, again=True)
             if verdict is not None:
                 self._to_write.put((instance, verdict))
@@ -259,7 +269,7 @@ class Engine:
             self._tries[uid] = self._tries.get(uid, 0) + 1
         try:
             if verdict.again and self._tries[uid] < self._config.max_attempts:
-                self._store.release_instances([uid])
+                self._store.postpone_instance(uid, FIRST_RETRY_S * 2 ** (self._tries[uid] - 1))
             else:
                 self._store.finish_instance(uid, verdict.state, verdict.reason, verdict.detail, verdict.slices)
                 self._tries.pop(uid, None)
@@ -279,7 +289,7 @@ class Engine:
             try:
                 self._completion.run(self._decoders[0])
             except Exception as error:
-                log.error("studies cannot be judged now: %s", one_line(error))
+                log.error("studies cannot be judged now: %s", words_of(error))
                 self._is_stopping.wait(AFTER_ERROR_S)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from fastich.decoder import Decoder
 from fastich.eligibility import RULE_DETAIL, LeftOut, left_out, of_slice, refusal
-from fastich.errors import DicomError
+from fastich.errors import DicomError, FastichError
 from fastich.gate_fields import Uids
 from fastich.gate_rules import Rules
 from fastich.serve.entities import Instance, InstanceState, ScoredSlice, Study
-from fastich.serve.scoring.notes import Note, NoteBook, note_of
+from fastich.serve.scoring.notes import TRANSIENT, Note, NoteBook, note_of
 from fastich.serve.scoring.outcome import Case
 from fastich.serve.store import Store
 from fastich.study_rule import Place, SliceAnswer, place
@@ -46,11 +46,12 @@ class Gatherer:
     def __init__(self, store: Store, notes: NoteBook, rules: Rules) -> None:
         self._store, self._notes, self._rules = store, notes, rules
 
-    def gather(self, study: Study, model: str, decoder: Decoder) -> Gathered:
+    def gather(self, study: Study, model: str, decoder: Decoder, *, is_last: bool) -> Gathered:
         """Everything about a study; answers that ``model`` (``batcher.identity_of``) gave.
 
         Raises:
             StoreError: the database cannot be read.
+            FastichError: the machine fails on a file, unless this is the last try: then it counts as failed.
         """
         stored: dict[str, dict[int, ScoredSlice]] = defaultdict(dict)
         for one in self._store.scored_slices(study.study_uid):
@@ -60,7 +61,8 @@ class Gatherer:
         for instance in instances:
             found.num_failed += instance.state is InstanceState.FAILED
             if instance.state is InstanceState.SCORED or instance.reason == HELD:
-                self._add_slices(instance, stored[instance.sop_uid], instance.detail == model, found, decoder)
+                notes = self._notes_of(instance, stored[instance.sop_uid], found, decoder, is_last)
+                self._add_slices(instance, stored[instance.sop_uid], instance.detail == model, found, notes)
             if instance.state is not InstanceState.WAITING and instance.reason not in ("", HELD):
                 found.left.append(self._left(instance, instance.reason, instance.detail))
         return found
@@ -71,10 +73,10 @@ class Gatherer:
         stored: Mapping[int, ScoredSlice],
         is_current: bool,
         found: Gathered,
-        decoder: Decoder,
+        notes: Iterable[Note],
     ) -> None:
         """The frames of one file: those that were scored, and those that may yet be."""
-        for note in self._notes_of(instance, stored, found, decoder):
+        for note in notes:
             frame = note.header.frame
             refused = refusal(of_slice(self._rules, note.header, note.fields)) if frame not in stored else None
             if refused is not None:
@@ -88,13 +90,17 @@ class Gatherer:
                 found.answers[where] = stored[frame].answer
 
     def _notes_of(
-        self, instance: Instance, stored: Mapping[int, ScoredSlice], found: Gathered, decoder: Decoder
+        self, instance: Instance, stored: Mapping[int, ScoredSlice], found: Gathered, decoder: Decoder, is_last: bool
     ) -> Iterable[Note]:
-        """Of the file; of what is stored where it is gone: deleted by age, or the disk fails."""
+        """Of the file; of what is stored where it is gone: deleted by age, or the disk fails to the last try."""
         try:
             notes = self._notes.of(instance.object_name, decoder)
         except DicomError as error:
+            is_fault = bool(instance.object_name) and error.reason in TRANSIENT
+            if is_fault and not is_last:
+                raise FastichError(f"a stored file cannot be read now ({error})") from error
             if not stored:
+                found.num_failed += is_fault
                 found.left.append(self._left(instance, error.reason.value, error.detail))
             return [note_of(one.header) for one in stored.values()]
         return notes

@@ -24,6 +24,8 @@ HU_EDGES = tuple(range(-100, 101, 10))
 STEP = 4
 """Every fourth row and column is counted: 16,384 pixels of 512 x 512, 0.1 ms."""
 MAX_FILES = 20_000
+TRANSIENT = frozenset((RejectReason.DECODER_FAILED, RejectReason.UNREADABLE))
+"""Reasons that may be the machine's fault: what they stopped is tried again."""
 
 Counts = NDArray[np.int64]
 

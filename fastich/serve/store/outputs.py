@@ -55,9 +55,10 @@ def superseded(transaction: Transaction, now: float, delivery_id: int, newer_sco
     _tell(transaction, now, transaction.rows(SUPERSEDED, f"superseded by score {newer_score_id}", delivery_id))
 
 
-def release_deliveries(transaction: Transaction) -> None:
-    """Free what a process that is gone had leased."""
+def release_deliveries(transaction: Transaction, now: float) -> None:
+    """Free what a process that is gone had leased, and send what waits now: its time may be of a wrong clock."""
     transaction.run("UPDATE deliveries SET leased_until = 0 WHERE state = 'pending' AND leased_until > 0")
+    transaction.run("UPDATE deliveries SET next_at = ? WHERE state = 'pending' AND next_at > ?", now, now)
 
 
 def destinations_waiting(transaction: Transaction) -> list[str]:

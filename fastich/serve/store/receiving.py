@@ -20,8 +20,12 @@ ON CONFLICT (sop_uid) DO NOTHING
 """
 REVISE = """
 UPDATE studies SET revision = revision + 1, state = 'receiving', reason = '', final_at = NULL,
-  last_at = CASE WHEN last_at > ? THEN last_at ELSE ? END
+  last_at = CASE WHEN last_at > ? AND last_at <= ? THEN last_at ELSE ? END
 WHERE study_uid = ? RETURNING revision
+"""
+TAKE_AGAIN = """
+UPDATE instances SET state = 'waiting', reason = '', detail = '', attempts = 0, leased_until = 0
+WHERE sop_uid = ? AND state = 'failed'
 """
 ADD_CONFLICT = """
 INSERT INTO conflicts (sop_uid, study_uid, object_name, received_at, way, sender, address)
@@ -36,9 +40,7 @@ def add_instance(transaction: Transaction, now: float, instance: Instance, descr
     _add_study(transaction, instance, description)
     if not _add_row(transaction, instance):
         raise LostTransactionError from StoreError(f"instance {instance.sop_uid} came twice at once")
-    at = instance.received_at
-    revision = transaction.rows(REVISE, at, at, instance.study_uid)[0]["revision"]
-    events.add(transaction, now, "study", instance.study_uid, what="instance", revision=revision)
+    _revise(transaction, now, instance.study_uid, instance.received_at, "instance")
     return True
 
 
@@ -95,15 +97,35 @@ def restore_object(transaction: Transaction, sop_uid: str, object_name: str) -> 
     transaction.run("UPDATE instances SET object_name = ? WHERE sop_uid = ?", object_name, sop_uid)
 
 
+def take_again(transaction: Transaction, now: float, sop_uid: str) -> bool:
+    """Let what failed be tried anew, for it was sent once more: the instance, its study; False where neither failed."""
+    sql = """SELECT instances.study_uid FROM instances JOIN studies ON studies.study_uid = instances.study_uid
+             WHERE sop_uid = ? AND (instances.state = 'failed' OR studies.state = 'failed')"""
+    found = transaction.rows(sql, sop_uid)
+    if found:
+        transaction.run(TAKE_AGAIN, sop_uid)
+        _revise(transaction, now, found[0]["study_uid"], now, "instance")
+    return bool(found)
+
+
+def _revise(transaction: Transaction, now: float, study_uid: str, at: float, what: str) -> None:
+    """Say that something about a study changed at ``at``: a result of before no longer is the last word."""
+    (study,) = transaction.rows(REVISE, at, at + rows.CLOCK_SLACK_S, at, study_uid)
+    events.add(transaction, now, "study", study_uid, what=what, revision=study["revision"])
+
+
 def add_conflict(
     transaction: Transaction, now: float, sop_uid: str, study_uid: str, object_name: str, origin: Origin
 ) -> None:
-    """Count another object under a UID that is taken; the same one twice counts once."""
+    """Count another object under a UID that is taken; the same one twice counts once. The study is judged again."""
     added = transaction.run(
         ADD_CONFLICT, sop_uid, study_uid, object_name, now, origin.way, origin.sender, origin.address
     )
     if added:
-        events.add(transaction, now, "study", study_uid, what="conflict")
+        _revise(transaction, now, study_uid, now, "conflict")
+        return
+    sql = "UPDATE conflicts SET is_kept = 1 WHERE sop_uid = ? AND object_name = ?"
+    transaction.run(sql, sop_uid, object_name)
 
 
 def is_own(transaction: Transaction, sop_uid: str) -> bool:
@@ -123,8 +145,16 @@ def add_own(transaction: Transaction, now: float, sop_uid: str, study_uid: str, 
     )
 
 
-def expect(transaction: Transaction, study_uid: str, count: int) -> None:
-    """Say how many instances make the study whole; it may be said before any of them is here."""
+def expect(transaction: Transaction, now: float, study_uid: str, count: int) -> None:
+    """Say how many instances make the study whole; it may be said before any of them is here.
+
+    A study that lacks some by the new count, or did by the old one, is judged again.
+    """
+    before = transaction.rows("SELECT num_instances FROM expectations WHERE study_uid = ?", study_uid)
+    here = transaction.rows("SELECT COUNT(*) AS found FROM instances WHERE study_uid = ?", study_uid)[0]["found"]
+    old = before[0]["num_instances"] if before else 0
+    if here and count != old and max(count, old) > here:
+        _revise(transaction, now, study_uid, now, "expected")
     transaction.run(
         "INSERT INTO expectations (study_uid, num_instances) VALUES (?, ?) "
         "ON CONFLICT (study_uid) DO UPDATE SET num_instances = excluded.num_instances",
@@ -142,5 +172,5 @@ def count_waiting(transaction: Transaction) -> int:
 def is_referenced(transaction: Transaction, object_name: str) -> bool:
     """Tell whether a row speaks of an object of the spool."""
     sql = """SELECT 1 AS found FROM instances WHERE object_name = ?
-             UNION ALL SELECT 1 AS found FROM conflicts WHERE object_name = ? LIMIT 1"""
+             UNION ALL SELECT 1 AS found FROM conflicts WHERE object_name = ? AND is_kept = 1 LIMIT 1"""
     return bool(transaction.rows(sql, object_name, object_name))

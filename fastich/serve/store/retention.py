@@ -11,6 +11,11 @@ studies.state <> 'receiving' AND studies.final_at < ? AND NOT EXISTS (
   SELECT 1 FROM deliveries WHERE deliveries.study_uid = studies.study_uid AND deliveries.state = 'pending')
 """
 """Final before a time, and nothing left to send."""
+HOLD = f"""
+UPDATE studies SET state = state
+WHERE study_uid = (SELECT study_uid FROM instances WHERE sop_uid = ?) AND {DONE}
+"""
+"""Changes nothing, but asks whether a study is done, and lets nothing come to it before the transaction has ended."""
 
 
 def expired_objects(transaction: Transaction, before_at: float, limit: int) -> list[Instance]:
@@ -25,23 +30,33 @@ def expired_objects(transaction: Transaction, before_at: float, limit: int) -> l
     return [rows.instance(row) for row in found]
 
 
-def forget_objects(transaction: Transaction, sop_uids: Sequence[str]) -> None:
-    """Note that the bytes of instances are gone; what was said of them stays."""
-    sql = "UPDATE instances SET object_name = '' WHERE sop_uid = ?"
-    transaction.many(sql, [(sop_uid,) for sop_uid in sorted(sop_uids)])
+def forget_objects(transaction: Transaction, before_at: float, sop_uids: Sequence[str]) -> list[str]:
+    """Note that the bytes of instances are gone, and give their UIDs; what was said of them stays.
+
+    Those whose study is no longer done since before ``before_at`` keep them: a slice of it came meanwhile.
+    """
+    gone = []
+    for sop_uid in sorted(sop_uids):
+        if transaction.run(HOLD, sop_uid, before_at):
+            transaction.run("UPDATE instances SET object_name = '' WHERE sop_uid = ?", sop_uid)
+            gone.append(sop_uid)
+    return gone
 
 
 def forget_conflicts(transaction: Transaction, before_at: float, limit: int) -> list[str]:
-    """Forget where at most ``limit`` objects lie that were set aside before ``before_at``; their names."""
+    """Forget the bytes of at most ``limit`` objects that were set aside before ``before_at``; their names.
+
+    That they came is remembered: it keeps their study from being called clear.
+    """
     found = transaction.rows(
         f"""SELECT conflicts.object_name FROM studies JOIN conflicts ON conflicts.study_uid = studies.study_uid
-            WHERE conflicts.received_at < ? AND {DONE} LIMIT ?""",
+            WHERE conflicts.received_at < ? AND conflicts.is_kept = 1 AND {DONE} LIMIT ?""",
         before_at,
         before_at,
         limit,
     )
     names = [row["object_name"] for row in found]
-    transaction.many("DELETE FROM conflicts WHERE object_name = ?", [(name,) for name in names])
+    transaction.many("UPDATE conflicts SET is_kept = 0 WHERE object_name = ?", [(name,) for name in names])
     return names
 
 
@@ -53,7 +68,7 @@ def delete_studies(transaction: Transaction, now: float, before_at: float, limit
     for uid in uids:
         found = transaction.rows(
             """SELECT object_name FROM instances WHERE study_uid = ? AND object_name <> ''
-               UNION SELECT object_name FROM conflicts WHERE study_uid = ?""",
+               UNION SELECT object_name FROM conflicts WHERE study_uid = ? AND is_kept = 1""",
             uid,
             uid,
         )

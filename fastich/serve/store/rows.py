@@ -29,6 +29,8 @@ from fastich.serve.store.door import Row
 from fastich.study_rule import SliceAnswer
 from fastich.types import SliceHeader
 
+CLOCK_SLACK_S = 10.0
+"""Times that lie further ahead than this were written while the clock was wrong; threads differ by less."""
 FLOAT32 = np.dtype("<f4")
 TUPLES = ("pixel_spacing_mm", "position_mm", "orientation", "window")
 """Fields of a slice header that JSON turns into lists."""

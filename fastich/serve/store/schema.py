@@ -81,7 +81,10 @@ STEP_1 = (
     "INSERT INTO counters (name, value) VALUES ('event', 0)",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (STEP_1,)
+STEP_2 = ("ALTER TABLE conflicts ADD COLUMN is_kept BIGINT NOT NULL DEFAULT 1",)
+"""A conflict stays a doubt after its bytes were deleted by age."""
+
+STEPS: tuple[tuple[str, ...], ...] = (STEP_1, STEP_2)
 """Step i makes version i + 1 of version i; version 0 is an empty database."""
 
 

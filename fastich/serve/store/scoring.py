@@ -6,21 +6,25 @@ from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, S
 from fastich.serve.store import events, rows
 from fastich.serve.store.door import Transaction
 
-LEASE = """
+FREE = "state = 'waiting' AND leased_until <= ?"
+LEASE = f"""
 UPDATE instances SET attempts = attempts + 1, leased_until = ?
-WHERE sop_uid IN (
-  SELECT sop_uid FROM instances WHERE state = 'waiting' AND leased_until <= ? ORDER BY received_at, sop_uid LIMIT ?)
-AND state = 'waiting' AND leased_until <= ?
+WHERE sop_uid IN (SELECT sop_uid FROM instances WHERE {FREE} {{which}} ORDER BY received_at, sop_uid LIMIT ?) AND {FREE}
 RETURNING *
 """
 """The condition stands twice: PostgreSQL asks it again of a row that another transaction changed meanwhile."""
-GIVE_UP = """
+GIVE_UP = f"""
 UPDATE instances SET state = 'failed', reason = 'tried ' || attempts || ' times'
-WHERE state = 'waiting' AND leased_until <= ? AND attempts >= ?
-RETURNING study_uid
+WHERE {FREE} AND attempts >= ? {{which}} RETURNING study_uid
 """
+SUSPECT = f"SELECT 1 AS found FROM instances WHERE {FREE} AND attempts > 0 {{which}} LIMIT 1"
+"""What was in work when a process ended; it may be what ended it."""
 RELEASE = """
 UPDATE instances SET leased_until = 0, attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END
+WHERE sop_uid = ? AND state = 'waiting'
+"""
+POSTPONE = """
+UPDATE instances SET leased_until = ?, attempts = CASE WHEN attempts > 0 THEN attempts - 1 ELSE 0 END
 WHERE sop_uid = ? AND state = 'waiting'
 """
 FINISH_INSTANCE = """
@@ -34,10 +38,11 @@ WHERE sop_uid = ? AND state <> 'waiting' RETURNING study_uid
 DUE = """
 WHERE studies.state = 'receiving'
 AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.study_uid = studies.study_uid AND instances.state = 'waiting')
-AND (studies.last_at <= ? OR
-  (SELECT COUNT(*) FROM instances WHERE instances.study_uid = studies.study_uid) >= expectations.num_instances)
+AND (studies.last_at <= ? OR studies.last_at > ? OR
+  (SELECT COUNT(*) FROM instances WHERE instances.study_uid = studies.study_uid) = expectations.num_instances)
 ORDER BY studies.arrived_at, studies.study_uid LIMIT ?
 """
+"""More than expected are no whole study: the rest is waited for, not judged one by one."""
 PARTIAL = """
 WHERE studies.state = 'receiving' AND studies.num_slices > studies.partial_slices
 ORDER BY studies.arrived_at, studies.study_uid LIMIT ?
@@ -72,22 +77,33 @@ VALUES (?, ?, ?, ?, 'pending', 0, ?, 0, '')
 
 
 def lease_instances(
-    transaction: Transaction, now: float, limit: int, lease_s: float, max_attempts: int
+    transaction: Transaction, now: float, limit: int, lease_s: float, max_attempts: int, held: Sequence[str]
 ) -> list[Instance]:
     """At most ``limit`` waiting instances, oldest first, that nobody else gets for ``lease_s``.
 
-    Those that were taken ``max_attempts`` times and never finished become failed.
+    Those that were taken ``max_attempts`` times and never finished become failed. One that was taken and never finished
+    goes first and alone, once nothing is ``held``, so that it takes no other with it. What is ``held`` is left alone,
+    however long its lease has run out.
     """
-    given_up = {row["study_uid"] for row in transaction.rows(GIVE_UP, now, max_attempts)}
-    found = [rows.instance(row) for row in transaction.rows(LEASE, now + lease_s, now, limit, now)]
+    which = f"AND sop_uid NOT IN ({', '.join('?' * len(held))})" if held else ""
+    given_up = {row["study_uid"] for row in transaction.rows(GIVE_UP.format(which=which), now, max_attempts, *held)}
     for study_uid in sorted(given_up):
         events.add(transaction, now, "study", study_uid, what="instance failed")
+    if transaction.rows(SUSPECT.format(which=which), now, *held):
+        which, limit = f"{which} AND attempts > 0", 0 if held else min(limit, 1)
+    taken = transaction.rows(LEASE.format(which=which), now + lease_s, now, *held, limit, now)
+    found = [rows.instance(row) for row in taken]
     return sorted(found, key=lambda one: (one.received_at, one.sop_uid))
 
 
 def release_instances(transaction: Transaction, sop_uids: Sequence[str]) -> None:
     """Give back work that was taken and not finished; the try does not count."""
     transaction.many(RELEASE, [(sop_uid,) for sop_uid in sorted(sop_uids)])
+
+
+def postpone_instance(transaction: Transaction, now: float, sop_uid: str, delay_s: float) -> None:
+    """Give back work that a fault of the machine stopped: nobody gets it for ``delay_s``; the try does not count."""
+    transaction.run(POSTPONE, now + delay_s, sop_uid)
 
 
 def free_instances(transaction: Transaction) -> None:
@@ -131,8 +147,12 @@ def _replace_slices(transaction: Transaction, study_uid: str, sop_uid: str, slic
 
 
 def due_studies(transaction: Transaction, now: float, quiet_s: float, limit: int) -> list[Study]:
-    """Receiving studies of which nothing waits and that are quiet, or have as many instances as were expected."""
-    return [rows.study(row) for row in transaction.rows(rows.STUDIES + DUE, now - quiet_s, limit)]
+    """Receiving studies of which nothing waits and that are quiet, or have as many instances as were expected.
+
+    One whose last instance came later than any can have come was stored by a clock that was ahead: it is due too.
+    """
+    found = transaction.rows(rows.STUDIES + DUE, now - quiet_s, now + max(quiet_s, rows.CLOCK_SLACK_S), limit)
+    return [rows.study(row) for row in found]
 
 
 def partial_studies(transaction: Transaction, limit: int) -> list[Study]:

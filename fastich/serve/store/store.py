@@ -93,6 +93,10 @@ class Store:
         """Say where the bytes of an instance are again, after they were deleted by age and sent once more."""
         self._door.write(receiving.restore_object, sop_uid, object_name)
 
+    def take_again(self, sop_uid: str) -> bool:
+        """Let an instance that failed, or whose study did, be tried anew; False where neither failed."""
+        return self._door.write(receiving.take_again, self._clock(), sop_uid)
+
     def add_conflict(self, sop_uid: str, study_uid: str, object_name: str, origin: Origin) -> None:
         """Count another object under a UID that is taken; ``study_uid`` is that of the first one."""
         self._door.write(receiving.add_conflict, self._clock(), sop_uid, study_uid, object_name, origin)
@@ -106,8 +110,8 @@ class Store:
         self._door.write(receiving.add_own, self._clock(), sop_uid, study_uid, kind)
 
     def expect(self, study_uid: str, count: int) -> None:
-        """Say how many instances make the study whole."""
-        self._door.write(receiving.expect, study_uid, count)
+        """Say how many instances make the study whole; one that is final and lacks some is receiving again."""
+        self._door.write(receiving.expect, self._clock(), study_uid, count)
 
     def count_waiting(self) -> int:
         """Instances that wait to be scored, leased ones among them."""
@@ -119,13 +123,22 @@ class Store:
 
     # Scoring.
 
-    def lease_instances(self, limit: int, lease_s: float, *, max_attempts: int) -> list[Instance]:
-        """Waiting instances that nobody else gets for ``lease_s``; those tried ``max_attempts`` times become failed."""
-        return self._door.write(scoring.lease_instances, self._clock(), limit, lease_s, max_attempts)
+    def lease_instances(
+        self, limit: int, lease_s: float, *, max_attempts: int, held: Sequence[str] = ()
+    ) -> list[Instance]:
+        """Waiting instances that nobody else gets for ``lease_s``; those tried ``max_attempts`` times become failed.
+
+        What the caller has ``held`` since before is neither. One that an earlier process never finished comes alone.
+        """
+        return self._door.write(scoring.lease_instances, self._clock(), limit, lease_s, max_attempts, held)
 
     def release_instances(self, sop_uids: Sequence[str]) -> None:
         """Give back work that was taken and not finished; the try does not count."""
         self._door.write(scoring.release_instances, sop_uids)
+
+    def postpone_instance(self, sop_uid: str, delay_s: float) -> None:
+        """Give back work that a fault of the machine stopped, for nobody within ``delay_s``; the try does not count."""
+        self._door.write(scoring.postpone_instance, self._clock(), sop_uid, delay_s)
 
     def free_instances(self) -> None:
         """Free what a process that is gone had leased; the one that starts says so. The try counts."""
@@ -246,8 +259,8 @@ class Store:
         return self._door.write(outputs.lease_deliveries, self._clock(), limit, lease_s, destination)
 
     def release_deliveries(self) -> None:
-        """Free what a process that is gone had leased; the one that starts says so."""
-        self._door.write(outputs.release_deliveries)
+        """Free what a process that is gone had leased, and try all of it now; the one that starts says so."""
+        self._door.write(outputs.release_deliveries, self._clock())
 
     def destinations_waiting(self) -> list[str]:
         """Where pending messages go to, by name."""
@@ -283,9 +296,9 @@ class Store:
         """Instances with bytes here, of studies that are final since before ``before_at`` with nothing left to send."""
         return self._door.read(retention.expired_objects, before_at, limit)
 
-    def forget_objects(self, sop_uids: Sequence[str]) -> None:
-        """Note that the bytes of instances are gone; say so before they are deleted."""
-        self._door.write(retention.forget_objects, sop_uids)
+    def forget_objects(self, before_at: float, sop_uids: Sequence[str]) -> list[str]:
+        """Note that the bytes of instances are gone, before they are deleted; UIDs of those that still may be."""
+        return self._door.write(retention.forget_objects, before_at, sop_uids)
 
     def forget_conflicts(self, before_at: float, limit: int) -> list[str]:
         """Forget objects that were set aside before ``before_at``; their names, to be deleted now."""
