@@ -70,6 +70,36 @@ def test_three_way_rule_sets_the_priority_and_doubt_turns_clear_into_human_first
     assert bool(study.document["gate"]["cautions"]) is doubted
 
 
+BONE = {"series": 2, "ConvolutionKernel": "BONE"}
+
+
+def test_study_is_not_clear_where_the_whole_preferred_series_was_damaged(site: Site, session: Session) -> None:
+    soft = [slice_bytes(number, PixelData=b"\1\1") for number in range(12)]
+    with site.running(session):
+        site.receive([*soft, *study_bytes([CLEAR] * 12, **BONE)])
+        study = site.final()
+    assert study.document is not None
+    assert (study.document["triage"], study.priority) == ("human first", Priority.HUMAN_FIRST)
+    assert study.reason == "in doubt: 12 files of series that are not scored cannot be used"
+
+
+def test_study_is_not_clear_where_the_preferred_series_was_set_aside_for_a_hole(site: Site, session: Session) -> None:
+    soft = study_bytes([CLEAR] * 16)
+    del soft[5:8]
+    with site.running(session):
+        site.receive([*soft, *study_bytes([CLEAR] * 16, **BONE)])
+        study = site.final()
+    assert study.priority is Priority.HUMAN_FIRST
+    assert study.reason.startswith("in doubt: a series was set aside: a gap of 30 mm, at most 20")
+
+
+def test_another_examination_beside_a_plain_head_is_no_doubt(site: Site, session: Session) -> None:
+    with site.running(session):
+        site.receive([*study_bytes([CLEAR] * 16), *study_bytes([CLEAR] * 16, series=2, KVP=40)])
+        study = site.final()
+    assert (study.reason, study.priority) == ("", Priority.ROUTINE)
+
+
 @pytest.mark.parametrize(("hu", "triage", "priority"), [(CLEAR, None, 0), (BETWEEN, None, 0), (FLAG, "flag", 2)])
 def test_partial_result_flags_or_says_nothing(
     site: Site, session: Session, hu: int, triage: str | None, priority: int
