@@ -81,7 +81,10 @@ STEP_1 = (
     "INSERT INTO counters (name, value) VALUES ('event', 0)",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (STEP_1,)
+ACKNOWLEDGED_SCORE = ("ALTER TABLE studies ADD COLUMN acknowledged_score_id BIGINT",)
+"""The result that whoever acknowledged a study had before them; NULL where there was none, or nobody knows."""
+
+STEPS: tuple[tuple[str, ...], ...] = (STEP_1, ACKNOWLEDGED_SCORE)
 """Step i makes version i + 1 of version i; version 0 is an empty database."""
 
 
