@@ -181,7 +181,8 @@ class Server:
         return not found
 
     def _deliveries_for(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
-        return deliveries_for(self._config, outcome)
+        study_uid = (outcome.document or {}).get("study_uid", "")  # what was not scored is sent to nobody anew
+        return deliveries_for(self._config, outcome, self.store.deliveries_of(study_uid))
 
     def _sent(self, message: Delivery, what: str, words: str) -> None:
         outcome = SUCCESS if what == "delivered" else FAILURE
