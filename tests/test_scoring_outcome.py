@@ -70,6 +70,21 @@ def test_three_way_rule_sets_the_priority_and_doubt_turns_clear_into_human_first
     assert bool(study.document["gate"]["cautions"]) is doubted
 
 
+def test_study_that_reaches_a_threshold_is_not_clear_whatever_the_three_way_rule_says(
+    site: Site, tmp_path: Path
+) -> None:
+    artifact = write_model(tmp_path / "model", threshold=0.5)
+    triage = dataclasses.replace(TRIAGE, clear=0.8)
+    write_manifest(tmp_path / "model", dataclasses.replace(artifact, triage=triage.to_document()))
+    with site.running(open_session(tmp_path / "model")):
+        site.receive(study_bytes([BETWEEN] * 16))
+        study = site.final()
+    assert study.document is not None
+    assert "any" in study.document["findings"]
+    assert (study.document["triage"], study.priority) == ("human first", Priority.HUMAN_FIRST)
+    assert study.reason.startswith("in doubt: clear by the three-way rule, yet at the threshold of")
+
+
 BONE = {"series": 2, "ConvolutionKernel": "BONE"}
 
 

@@ -1,8 +1,8 @@
 """From scored slices to what becomes of a study: pure functions, one for what is scored and one for what is said.
 
 Safety stands here and not in the rules file: a study is never called clear where a scored series lacks a file that was
-sent, where another was damaged or set aside for what it lacks, where files are known to be missing, or where a rule has
-doubts; it goes to a human first. A study that is not
+sent, where another was damaged or set aside for what it lacks, where files are known to be missing, where a rule has
+doubts, or where any label reaches its threshold; it goes to a human first. A study that is not
 evaluated or failed keeps the place that a partial result raised it to. Judging a study of 40 slices costs about 5 ms.
 """
 
@@ -103,7 +103,7 @@ def scored(case: Case, plan: Plan, found: Answers, model: Model, rules: Rules, t
     """
     row = _row(plan.study, found, model, top_k)
     lacks = (*_damaged_elsewhere(case, plan.study), *_set_aside(plan.verdicts, rules))
-    doubts = tuple(dict.fromkeys((*case.doubts, *_cautions(plan.verdicts), *lacks)))
+    doubts = tuple(dict.fromkeys((*case.doubts, *_cautions(plan.verdicts), *lacks, *_contradiction(row))))
     if row["triage"] == CLEAR and doubts:
         row["triage"] = HUMAN_FIRST
     reason = "in doubt: " + "; ".join(doubts) if doubts else ""
@@ -132,6 +132,14 @@ def _row(study: Study, found: Answers, model: Model, top_k: int) -> dict[str, An
 
 def _cautions(verdicts: Sequence[SeriesVerdict]) -> list[str]:
     return [caution for one in verdicts if one.is_scored for caution in one.cautions]
+
+
+def _contradiction(row: Mapping[str, Any]) -> list[str]:
+    """Doubt where the three-way rule, whose limits are its own, would clear what reaches a threshold."""
+    reached = row["findings"] or (["any"] if row["flagged"] else [])
+    if row["triage"] != CLEAR or not reached:
+        return []
+    return [f"clear by the three-way rule, yet at the threshold of {', '.join(reached)}"]
 
 
 def _damaged_elsewhere(case: Case, study: Study) -> list[str]:
