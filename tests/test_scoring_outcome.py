@@ -18,6 +18,7 @@ from fastich.conformal import Triage
 from fastich.errors import ArtifactError, DicomError, FastichError
 from fastich.score import ScoreConfig, score
 from fastich.serve.entities import Outcome, Priority, StudyState
+from fastich.serve.scoring.engine import Engine
 from fastich.serve.scoring.late import Pixels
 from fastich.serve.scoring.notes import HU_EDGES, MAX_FILES, NoteBook, count_hu, note_of
 from fastich.serve.scoring.outcome import model_of
@@ -209,6 +210,23 @@ def test_deliveries_that_cannot_be_said_cost_a_study_its_tries_and_not_the_other
         bad, good = site.final("1.2.1"), site.final("1.2.2")
     assert (bad.state, bad.reason) == (StudyState.FAILED, "tried 2 times: KeyError: 'destination'")
     assert good.state is StudyState.SCORED
+
+
+def test_25_final_result_wakes_who_sends_it_once_it_is_written(site: Site, session: Session) -> None:
+    heard: list[StudyState] = []
+
+    def hear() -> None:
+        study = site.store.study("1.2.1")
+        heard.extend([study.state] if study else [])
+
+    engine = Engine(site.store, site.spool, session, None, QUICK, deliveries_for=lambda _: (), on_final=hear)
+    site.receive(study_bytes([CLEAR] * 16))
+    engine.start()
+    try:
+        site.final()
+    finally:
+        engine.stop(drain_s=5)
+    assert heard == [StudyState.SCORED]
 
 
 def test_damaged_triage_rule_is_refused_when_the_model_is_opened(tmp_path: Path) -> None:

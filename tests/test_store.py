@@ -475,6 +475,16 @@ def test_events_are_forgotten_by_age_and_numbers_go_on(store: Store, clock: Cloc
     assert store.last_event_id() == 2
 
 
+def test_25_flagged_result_is_sent_before_a_routine_backlog(store: Store, clock: Clock) -> None:
+    raised = (Priority.ROUTINE, Priority.ROUTINE, Priority.FLAGGED, Priority.HUMAN_FIRST)
+    for number, priority in enumerate(raised, 1):
+        clock.now += 1
+        store.add_instance(instance(number, study=number), WHO)
+        finish(store, number, priority, deliveries=[("pacs", "sr")])
+    found = store.lease_deliveries(1, 10, destination="pacs") + store.lease_deliveries(9, 10, destination="pacs")
+    assert [one.study_uid for one in found] == [study_uid(number) for number in (3, 4, 1, 2)]
+
+
 def test_no_event_names_a_patient(store: Store) -> None:
     store.add_instance(instance(1), WHO)
     finish(store, deliveries=[("pacs", "sr")])

@@ -75,10 +75,16 @@ class Server:
         spool = Spool(folder, config.spool)
         self.store = self._undo.enter_context(contextlib.closing(open_store(config.database.url or folder / DATABASE)))
         self.audit = Audit(config.audit, folder)
+        self.sender = sender = Sender(self.store, spool, config, on_told=self._sent)
         self.engine = Engine(
-            self.store, spool, session, study_session, config.scoring, deliveries_for=self._deliveries_for
+            self.store,
+            spool,
+            session,
+            study_session,
+            config.scoring,
+            deliveries_for=self._deliveries_for,
+            on_final=sender.wake,
         )
-        self.sender = Sender(self.store, spool, config, on_told=self._sent)
         self.housekeeping = Housekeeping(self.store, spool, config.retention)
         reception = Reception(self.audit)
         ingest = HeardIngest(self.store, spool, config.spool, notify=self.engine.wake)

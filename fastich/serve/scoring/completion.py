@@ -37,7 +37,7 @@ DeliveriesFor = Callable[[Outcome], Sequence[tuple[str, str]]]
 
 
 class Completion:
-    """Judges studies; used by one thread. ``model`` gives the present model."""
+    """Judges studies; used by one thread. ``model`` gives the present model, ``on_final`` hears of each result."""
 
     def __init__(
         self,
@@ -49,10 +49,11 @@ class Completion:
         *,
         model: Callable[[], Model],
         deliveries_for: DeliveriesFor,
+        on_final: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._spool, self._rules, self._config = store, spool, rules, config
         self._gatherer = Gatherer(store, notes, rules)
-        self._model, self._deliveries_for = model, deliveries_for
+        self._model, self._deliveries_for, self._on_final = model, deliveries_for, on_final
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._partial_from: dict[str, float] = {}
@@ -81,6 +82,7 @@ class Completion:
 
     def _write(self, study: Study, outcome: Outcome) -> None:
         self._store.finish_study(study.study_uid, study.revision, outcome, self._deliveries_for(outcome))
+        self._on_final()
         self._tries.pop(study.study_uid, None)
         self._not_before.pop(study.study_uid, None)
         self._partial_from.pop(study.study_uid, None)

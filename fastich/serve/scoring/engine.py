@@ -87,6 +87,7 @@ class Engine:
         config: ScoringConfig,
         *,
         deliveries_for: DeliveriesFor,
+        on_final: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._spool, self._config = store, spool, config
         self._rules = load_rules(config.rules)
@@ -100,7 +101,14 @@ class Engine:
             max_waiting=BATCHES_AHEAD * config.batch_size,
         )
         self._completion = Completion(
-            store, spool, self._notes, self._rules, config, model=lambda: self._model, deliveries_for=deliveries_for
+            store,
+            spool,
+            self._notes,
+            self._rules,
+            config,
+            model=lambda: self._model,
+            deliveries_for=deliveries_for,
+            on_final=on_final,
         )
         self._to_decode: queue.SimpleQueue[Instance | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[tuple[Instance, Verdict] | None] = queue.SimpleQueue()
