@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 from outputs_data import Scored, phantom_study
 
 from fastich.labels import LABELS
+from fastich.serve.entities import Priority
 from fastich.serve.outputs import fhir
 
 
@@ -34,7 +36,6 @@ def test_each_label_is_an_observation_inside(study: Scored, made: dict[str, Any]
     for label in LABELS:
         one = inside[label]
         assert one["valueQuantity"]["value"] == pytest.approx(study.result.probability[label], abs=1e-6)
-        assert one["interpretation"][0]["coding"][0]["code"] == ("POS" if label in ("any", "subdural") else "NEG")
         assert one["status"] == "preliminary"
     assert inside["subdural"]["code"]["coding"][0] == {
         "system": "http://snomed.info/sct",
@@ -42,6 +43,27 @@ def test_each_label_is_an_observation_inside(study: Scored, made: dict[str, Any]
         "display": "Subdural intracranial hemorrhage",
     }
     assert inside["intraventricular"]["code"]["coding"][0]["system"] == "urn:fastich:codes"
+
+
+def interpretations(study: Scored, priority: Priority, **document: Any) -> dict[str, str]:
+    made = study.with_document(**document)
+    outcome = dataclasses.replace(made.score.outcome, priority=priority)
+    report = fhir.report(dataclasses.replace(made, score=dataclasses.replace(made.score, outcome=outcome)).result)
+    told = {one["id"]: one["interpretation"] for one in report["contained"] if "interpretation" in one}
+    return {label: one[0]["coding"][0]["code"] for label, one in told.items()}
+
+
+def test_12_interpretation_follows_the_triage(study: Scored) -> None:
+    found = interpretations(study, Priority.FLAGGED, triage="flag", findings=[])
+    assert found == {"any": "POS"}
+    found = interpretations(study, Priority.HUMAN_FIRST, triage="human first", findings=["subdural"])
+    assert found == {"subdural": "POS"}
+    found = interpretations(study, Priority.ROUTINE, triage="clear", findings=[])
+    assert found == dict.fromkeys(LABELS, "NEG")
+    found = interpretations(study, Priority.HUMAN_FIRST, triage=None, flagged=False, findings=[])
+    assert found == {}
+    found = interpretations(study, Priority.FLAGGED, triage=None, flagged=True, findings=["any"])
+    assert found == {"any": "POS"}
 
 
 def test_every_reference_inside_leads_somewhere(made: dict[str, Any]) -> None:

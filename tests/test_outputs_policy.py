@@ -2,7 +2,7 @@ import pytest
 
 from fastich.errors import UsageError
 from fastich.serve.config import Destination, ServeConfig, WebhookConfig
-from fastich.serve.entities import Outcome, Priority, StudyState
+from fastich.serve.entities import Delivery, DeliveryState, Outcome, Priority, StudyState
 from fastich.serve.outputs.policy import deliveries_for, names_of
 
 PACS = Destination(name="pacs")
@@ -28,6 +28,27 @@ def test_raised_study_sends_all_that_each_destination_takes(priority: Priority) 
 def test_study_that_is_not_raised_sends_reports_and_no_picture() -> None:
     found = deliveries_for(config(PACS, RAISED_ONLY, REPORTS), outcome(Priority.ROUTINE))
     assert found == [("pacs", "sr"), ("archive", "sr")]
+
+
+def sent(destination: str, kind: str) -> Delivery:
+    state = DeliveryState.PENDING
+    return Delivery(
+        delivery_id=1,
+        study_uid="1.2",
+        score_id=1,
+        destination=destination,
+        kind=kind,
+        state=state,
+        attempts=0,
+        next_at=0.0,
+    )
+
+
+def test_13_who_was_sent_a_raised_report_is_sent_the_correction_too() -> None:
+    both, clear = config(PACS, RAISED_ONLY, url="http://x"), outcome(Priority.ROUTINE)
+    assert deliveries_for(both, clear, [sent("reading", "sr")]) == [("pacs", "sr"), ("reading", "sr")]
+    assert deliveries_for(both, clear, [sent("webhook", "webhook")]) == [("pacs", "sr"), ("webhook", "webhook")]
+    assert deliveries_for(both, clear, [sent("pacs", "sr")]) == [("pacs", "sr")]
 
 
 @pytest.mark.parametrize("state", [StudyState.NOT_EVALUATED, StudyState.FAILED])

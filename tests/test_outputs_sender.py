@@ -247,15 +247,41 @@ def test_result_that_was_replaced_is_superseded_by_the_newer_one(store: Store, s
     assert [one.CompletionFlag for one in peer.stored] == ["PARTIAL"]
 
 
-def test_result_whose_study_is_judged_otherwise_now_is_not_sent(store: Store, study: Scored, clock: Clock) -> None:
-    """Also where the newer result goes nowhere: a report that the model takes back must not arrive after that."""
+def test_13_flagged_report_is_sent_though_its_study_cannot_be_judged_any_more(
+    store: Store, study: Scored, clock: Clock
+) -> None:
+    """The newer result goes nowhere: a flag must not vanish with it."""
     fill(store, study, [("pacs", "sr")])
+    arrive(store, study)
+    finish(store, study, [], Outcome(state=StudyState.FAILED, reason="gaps", priority=Priority.FLAGGED))
+    with dicom_peer() as peer:
+        sending(store, study, clock, peer.destination()).send_due("pacs")
+    assert [one.Modality for one in peer.stored] == ["SR"]
+    assert states(store, study) == [DeliveryState.DELIVERED]
+
+
+def test_clear_report_is_not_sent_once_its_study_cannot_be_judged_any_more(
+    store: Store, study: Scored, clock: Clock
+) -> None:
+    fill_with = dataclasses.replace(study.score.outcome, priority=Priority.ROUTINE)
+    clear = dataclasses.replace(study, score=dataclasses.replace(study.score, outcome=fill_with))
+    fill(store, clear, [("pacs", "sr")])
     arrive(store, study)
     finish(store, study, [], Outcome(state=StudyState.NOT_EVALUATED, reason="gaps", priority=Priority.ROUTINE))
     with dicom_peer() as peer:
         sending(store, study, clock, peer.destination()).send_due("pacs")
     assert peer.stored == []
     assert states(store, study) == [DeliveryState.SUPERSEDED]
+
+
+def test_key_image_is_not_sent_after_a_newer_report_without_one(store: Store, study: Scored, clock: Clock) -> None:
+    fill(store, study, [("pacs", "sc"), ("other", "sr")])
+    arrive(store, study)
+    finish(store, study, [("pacs", "sr")])
+    with dicom_peer() as peer:
+        sending(store, study, clock, peer.destination()).send_due("pacs")
+    assert [one.Modality for one in peer.stored] == ["SR"]
+    assert states(store, study) == [DeliveryState.SUPERSEDED, DeliveryState.PENDING, DeliveryState.DELIVERED]
 
 
 def test_study_judged_again_without_news_sends_the_same_object(store: Store, study: Scored, clock: Clock) -> None:

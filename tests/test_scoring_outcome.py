@@ -18,6 +18,7 @@ from fastich.conformal import Triage
 from fastich.errors import ArtifactError, DicomError, FastichError
 from fastich.score import ScoreConfig, score
 from fastich.serve.entities import Outcome, Priority, StudyState
+from fastich.serve.scoring.engine import Engine
 from fastich.serve.scoring.late import Pixels
 from fastich.serve.scoring.notes import HU_EDGES, MAX_FILES, NoteBook, count_hu, note_of
 from fastich.serve.scoring.outcome import model_of
@@ -68,6 +69,51 @@ def test_three_way_rule_sets_the_priority_and_doubt_turns_clear_into_human_first
     assert study.document is not None
     assert (study.document["triage"], study.priority) == (triage, priority)
     assert bool(study.document["gate"]["cautions"]) is doubted
+
+
+def test_study_that_reaches_a_threshold_is_not_clear_whatever_the_three_way_rule_says(
+    site: Site, tmp_path: Path
+) -> None:
+    artifact = write_model(tmp_path / "model", threshold=0.5)
+    triage = dataclasses.replace(TRIAGE, clear=0.8)
+    write_manifest(tmp_path / "model", dataclasses.replace(artifact, triage=triage.to_document()))
+    with site.running(open_session(tmp_path / "model")):
+        site.receive(study_bytes([BETWEEN] * 16))
+        study = site.final()
+    assert study.document is not None
+    assert "any" in study.document["findings"]
+    assert (study.document["triage"], study.priority) == ("human first", Priority.HUMAN_FIRST)
+    assert study.reason.startswith("in doubt: clear by the three-way rule, yet at the threshold of")
+
+
+BONE = {"series": 2, "ConvolutionKernel": "BONE"}
+
+
+def test_study_is_not_clear_where_the_whole_preferred_series_was_damaged(site: Site, session: Session) -> None:
+    soft = [slice_bytes(number, PixelData=b"\1\1") for number in range(12)]
+    with site.running(session):
+        site.receive([*soft, *study_bytes([CLEAR] * 12, **BONE)])
+        study = site.final()
+    assert study.document is not None
+    assert (study.document["triage"], study.priority) == ("human first", Priority.HUMAN_FIRST)
+    assert study.reason == "in doubt: 12 files of series that are not scored cannot be used"
+
+
+def test_study_is_not_clear_where_the_preferred_series_was_set_aside_for_a_hole(site: Site, session: Session) -> None:
+    soft = study_bytes([CLEAR] * 16)
+    del soft[5:8]
+    with site.running(session):
+        site.receive([*soft, *study_bytes([CLEAR] * 16, **BONE)])
+        study = site.final()
+    assert study.priority is Priority.HUMAN_FIRST
+    assert study.reason.startswith("in doubt: a series was set aside: a gap of 30 mm, at most 20")
+
+
+def test_another_examination_beside_a_plain_head_is_no_doubt(site: Site, session: Session) -> None:
+    with site.running(session):
+        site.receive([*study_bytes([CLEAR] * 16), *study_bytes([CLEAR] * 16, series=2, KVP=40)])
+        study = site.final()
+    assert (study.reason, study.priority) == ("", Priority.ROUTINE)
 
 
 @pytest.mark.parametrize(("hu", "triage", "priority"), [(CLEAR, None, 0), (BETWEEN, None, 0), (FLAG, "flag", 2)])
@@ -164,6 +210,23 @@ def test_deliveries_that_cannot_be_said_cost_a_study_its_tries_and_not_the_other
         bad, good = site.final("1.2.1"), site.final("1.2.2")
     assert (bad.state, bad.reason) == (StudyState.FAILED, "tried 2 times: KeyError: 'destination'")
     assert good.state is StudyState.SCORED
+
+
+def test_25_final_result_wakes_who_sends_it_once_it_is_written(site: Site, session: Session) -> None:
+    heard: list[StudyState] = []
+
+    def hear() -> None:
+        study = site.store.study("1.2.1")
+        heard.extend([study.state] if study else [])
+
+    engine = Engine(site.store, site.spool, session, None, QUICK, deliveries_for=lambda _: (), on_final=hear)
+    site.receive(study_bytes([CLEAR] * 16))
+    engine.start()
+    try:
+        site.final()
+    finally:
+        engine.stop(drain_s=5)
+    assert heard == [StudyState.SCORED]
 
 
 def test_damaged_triage_rule_is_refused_when_the_model_is_opened(tmp_path: Path) -> None:

@@ -117,15 +117,15 @@ def test_acknowledging_is_noted_with_the_name_and_undone(client, site):
     receive(site, uid(1), phantom_files(uid(1))[:1])
     score(site, uid(1), triage="flag")
     log_in(client, site.token(), "Dr. Kim")
-    ours = {"Origin": BASE}
-    assert client.post(f"/studies/{uid(1)}/acknowledge", headers=ours).json() == {"changed": True}
-    assert client.post(f"/studies/{uid(1)}/acknowledge", headers=ours).json() == {"changed": False}
+    ours, seen = {"Origin": BASE}, {"score_id": 1}
+    assert client.post(f"/studies/{uid(1)}/acknowledge", headers=ours, json=seen).json() == {"changed": True}
+    assert client.post(f"/studies/{uid(1)}/acknowledge", headers=ours, json=seen).json() == {"changed": False}
     (row,) = client.get("/studies").json()["studies"]
     assert row["acknowledged"]["by"] == "Dr. Kim"
     assert (row["is_raised"], row["was_raised"]) == (False, True)
     assert client.request("DELETE", f"/studies/{uid(1)}/acknowledge", headers=ours).json() == {"changed": True}
     assert client.get("/studies").json()["studies"][0]["is_raised"]
-    assert client.post("/studies/1.2.3/acknowledge", headers=ours).status_code == 404
+    assert client.post("/studies/1.2.3/acknowledge", headers=ours, json=seen).status_code == 404
     events = [json.loads(line)["event"] for line in (site.folder / "spool" / "audit.jsonl").read_text().splitlines()]
     assert (events.count("acknowledge"), events.count("unacknowledge")) == (2, 1)
 
@@ -211,6 +211,32 @@ def test_numbers_in_the_page_cannot_close_their_block(client, site):
     assert text.count("</script>") == text.count("<script")
 
 
+def test_11_acknowledging_an_older_result_than_the_raised_one_is_a_conflict(client, site):
+    path, headers = f"/studies/{uid(1)}/acknowledge", bearer(site)
+    receive(site, uid(1), phantom_files(uid(1))[:1])
+    score(site, uid(1), triage="clear", partial=True)
+    shown = client.get("/studies", headers=headers).json()["studies"][0]["score_id"]
+    score(site, uid(1), triage="flag")
+    for answer in (
+        client.post(path, headers=headers, json={"score_id": shown}),
+        client.post(path, headers=headers, json={"score_id": None}),
+        client.post(path, headers=headers, data={"score_id": ""}),
+    ):
+        assert answer.status_code == 409
+        expected = "a newer result says more than what was shown; nothing acknowledged, look at it again"
+        assert answer.json() == {"error": expected}
+    assert client.get("/studies", headers=headers).json()["studies"][0]["is_raised"]
+    assert client.post(path, headers=headers, data={"score_id": str(shown + 1)}).json() == {"changed": True}
+
+
+@pytest.mark.parametrize("body", [{}, {"score_id": "x"}, {"score_id": -1}, {"score_id": 10**20}, {"score_id": [1]}])
+def test_acknowledging_needs_the_result_that_was_shown(client, site, body):
+    receive(site, uid(1), phantom_files(uid(1))[:1])
+    answer = client.post(f"/studies/{uid(1)}/acknowledge", headers=bearer(site), json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("score_id: expected the number of the result that was shown, or null")
+
+
 def test_facts_25_no_name_or_id_in_logs_metrics_events_and_audit(client, site, caplog):
     caplog.set_level(logging.DEBUG)
     about = Description(patient_id="SECRET-ID", patient_name="SECRET^NAME", accession_number="SECRET-ACC")
@@ -219,7 +245,7 @@ def test_facts_25_no_name_or_id_in_logs_metrics_events_and_audit(client, site, c
     headers = bearer(site, "admin")
     for path in ("/", "/worklist", f"/studies/{uid(1)}", f"/studies/{uid(1)}/slices/0.png", "/studies/9.9"):
         client.get(path, headers=headers)
-    client.post(f"/studies/{uid(1)}/acknowledge", headers=headers)
+    client.post(f"/studies/{uid(1)}/acknowledge", headers=headers, json={"score_id": 1})
     told = [client.get(path, headers=headers).text for path in ("/metrics", "/health/ready", "/dead-letters", "/drift")]
     audit = (site.folder / "spool" / "audit.jsonl").read_text()
     assert uid(1) in audit

@@ -36,7 +36,7 @@ def test_event_shows_at_once_and_only_what_changed_is_rendered(site, rendered):
     made = Listing(site.parts())
     first = made.rows()
     assert made.rows() is first
-    site.store.acknowledge(uid(2), "kim")
+    site.store.acknowledge(uid(2), "kim", score_id=site.store.study(uid(2)).score_id)
     changed = {row["study_uid"]: row for row in made.rows()}
     assert changed[uid(2)]["acknowledged"]["by"] == "kim"
     assert rendered == [uid(1), uid(2), uid(2)]

@@ -186,6 +186,19 @@ def test_button_acknowledges_and_a_comment_is_written(browser, site, address):
     until(lambda: rows(browser) == [], "the button acknowledges")
 
 
+def test_11_page_that_shows_an_older_result_acknowledges_nothing_and_says_so(browser, site, address):
+    add(site, 1, "flag")
+    log_in(browser, address, site)
+    js(browser, "document.querySelector('[name=score_id]').value = ''")
+    browser.find_element(By.CSS_SELECTOR, '[data-do="acknowledge"]').click()
+    until(lambda: "a newer result says more" in browser.find_element(By.CSS_SELECTOR, ".warning").text, "it says why")
+    assert rows(browser, "#raised") == [uid(1)]
+    study = site.store.study(uid(1))
+    assert study is not None
+    assert study.acknowledged_at is None
+    assert "409 (Conflict)" in "".join(entry["message"] for entry in browser.get_log("browser"))
+
+
 def test_search_never_hides_what_is_raised(browser, site, address):
     add(site, 1, "flag", Description(patient_name="Raised^One"))
     add(site, 2, "clear", Description(patient_name="Quiet^Two"))

@@ -476,7 +476,7 @@ def test_worklist_is_in_the_worklists_order(store: Store) -> None:
     finish(store, 5, Priority.HUMAN_FIRST)
     finish(store, 6, Priority.FLAGGED)
     finish(store, 1)
-    store.acknowledge(study_uid(4), "reader")
+    store.acknowledge(study_uid(4), "reader", score_id=1)
     found = store.worklist()
     assert [one.study_uid for one in found] == [study_uid(number) for number in (6, 5, 1, 2, 3, 4)]
     assert found == in_worklist_order(found)
@@ -516,9 +516,9 @@ def test_comment_on_a_study_that_is_not_here_is_refused(store: Store) -> None:
 
 def test_study_is_acknowledged_once_and_may_be_taken_back(store: Store, clock: Clock) -> None:
     store.add_instance(instance(1), WHO)
-    assert not store.acknowledge(study_uid(2), "reader")
-    assert store.acknowledge(study_uid(1), "reader")
-    assert not store.acknowledge(study_uid(1), "other")
+    assert not store.acknowledge(study_uid(2), "reader", score_id=None)
+    assert store.acknowledge(study_uid(1), "reader", score_id=None)
+    assert not store.acknowledge(study_uid(1), "other", score_id=None)
     study = the_study(store)
     assert (study.acknowledged_by, study.acknowledged_at) == ("reader", clock.now)
     assert store.unacknowledge(study_uid(1), "reader")
@@ -542,7 +542,7 @@ def test_acknowledgement_ends_when_a_later_result_raises_the_study(
 ) -> None:
     store.add_instance(instance(1), WHO)
     finish(store, priority=before)
-    store.acknowledge(study_uid(1), "reader")
+    store.acknowledge(study_uid(1), "reader", score_id=1)
     store.add_instance(instance(2), WHO)
     if partial:
         store.add_partial(study_uid(1), 2, outcome(after))
@@ -557,7 +557,7 @@ def test_events_count_up_without_gaps(store: Store) -> None:
         store.add_instance(instance(number), WHO)
     with pytest.raises(StoreError):
         store.finish_study(study_uid(1), 5, outcome(), [("pacs", "sr")] * 2)
-    store.acknowledge(study_uid(1), "reader")
+    store.acknowledge(study_uid(1), "reader", score_id=None)
     assert [event.event_id for event in store.events_after(0, 100)] == [1, 2, 3, 4, 5, 6]
     assert [event.event_id for event in store.events_after(3, 2)] == [4, 5]
     assert store.last_event_id() == 6
@@ -573,10 +573,20 @@ def test_events_are_forgotten_by_age_and_numbers_go_on(store: Store, clock: Cloc
     assert store.last_event_id() == 2
 
 
+def test_25_flagged_result_is_sent_before_a_routine_backlog(store: Store, clock: Clock) -> None:
+    raised = (Priority.ROUTINE, Priority.ROUTINE, Priority.FLAGGED, Priority.HUMAN_FIRST)
+    for number, priority in enumerate(raised, 1):
+        clock.now += 1
+        store.add_instance(instance(number, study=number), WHO)
+        finish(store, number, priority, deliveries=[("pacs", "sr")])
+    found = store.lease_deliveries(1, 10, destination="pacs") + store.lease_deliveries(9, 10, destination="pacs")
+    assert [one.study_uid for one in found] == [study_uid(number) for number in (3, 4, 1, 2)]
+
+
 def test_no_event_names_a_patient(store: Store) -> None:
     store.add_instance(instance(1), WHO)
     finish(store, deliveries=[("pacs", "sr")])
-    store.acknowledge(study_uid(1), "reader")
+    store.acknowledge(study_uid(1), "reader", score_id=None)
     store.add_comment(study_uid(1), "reader", "about SECRET^NAME")
     (leased,) = store.lease_deliveries(1, 10, destination="pacs")
     store.delivered(leased.delivery_id, 1.0)
@@ -912,8 +922,8 @@ def test_worklist_of_any_history_is_in_order_and_complete(
                     store.add_partial(study_uid(number), 1, outcome(Priority(step % 3)))
                 case "final" if study_uid(number) in known:
                     finish(store, number, Priority(step % 3))
-                case "ack":
-                    store.acknowledge(study_uid(number), "reader")
+                case "ack" if study_uid(number) in known:
+                    store.acknowledge(study_uid(number), "reader", score_id=the_study(store, number).score_id)
         shown = store.worklist()
     assert {one.study_uid for one in shown} == known
     assert shown == in_worklist_order(shown)

@@ -75,10 +75,16 @@ class Server:
         spool = Spool(folder, config.spool)
         self.store = self._undo.enter_context(contextlib.closing(open_store(config.database.url or folder / DATABASE)))
         self.audit = Audit(config.audit, folder)
+        self.sender = sender = Sender(self.store, spool, config, on_told=self._sent)
         self.engine = Engine(
-            self.store, spool, session, study_session, config.scoring, deliveries_for=self._deliveries_for
+            self.store,
+            spool,
+            session,
+            study_session,
+            config.scoring,
+            deliveries_for=self._deliveries_for,
+            on_final=sender.wake,
         )
-        self.sender = Sender(self.store, spool, config, on_told=self._sent)
         self.housekeeping = Housekeeping(self.store, spool, config.retention)
         reception = Reception(self.audit)
         ingest = HeardIngest(self.store, spool, config.spool, notify=self.engine.wake)
@@ -181,7 +187,8 @@ class Server:
         return not found
 
     def _deliveries_for(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
-        return deliveries_for(self._config, outcome)
+        study_uid = (outcome.document or {}).get("study_uid", "")  # what was not scored is sent to nobody anew
+        return deliveries_for(self._config, outcome, self.store.deliveries_of(study_uid))
 
     def _sent(self, message: Delivery, what: str, words: str) -> None:
         outcome = SUCCESS if what == "delivered" else FAILURE

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fastich
-from fastich.labels import LABELS
+from fastich.conformal import FLAG
+from fastich.labels import ANY, LABELS
+from fastich.serve.entities import Priority
 from fastich.serve.outputs import codes, sr, uids
 from fastich.serve.outputs.codes import Concept
-from fastich.serve.outputs.result import PRELIMINARY, Result
+from fastich.serve.outputs.result import FLAGGED, PRELIMINARY, Result
 
 SYSTEMS = {"SCT": "http://snomed.info/sct", "UCUM": "http://unitsofmeasure.org"}
 PRIVATE_SYSTEM = "urn:fastich:codes"
@@ -42,8 +44,17 @@ def report(result: Result) -> dict[str, Any]:
     }
 
 
+def _interpretation(result: Result, label: str) -> dict[str, Any]:
+    """What a label means: of ``any`` what the triage says, negative only where the whole study is; else left out."""
+    is_positive = result.triage in (FLAG, FLAGGED) if label == LABELS[ANY] else label in result.found
+    is_negative = result.priority is Priority.ROUTINE and label not in result.found
+    if not is_positive and not is_negative:
+        return {}
+    letters, word = ("POS", "Positive") if is_positive else ("NEG", "Negative")
+    return {"interpretation": [{"coding": [{"system": INTERPRETATION, "code": letters, "display": word}]}]}
+
+
 def _observation(result: Result, label: str, at: str) -> dict[str, Any]:
-    letters, word = ("POS", "Positive") if label in result.found else ("NEG", "Negative")
     return {
         "resourceType": "Observation",
         "id": label,
@@ -57,9 +68,8 @@ def _observation(result: Result, label: str, at: str) -> dict[str, Any]:
             "system": SYSTEMS["UCUM"],
             "code": "1",
         },
-        "interpretation": [{"coding": [{"system": INTERPRETATION, "code": letters, "display": word}]}],
         "referenceRange": [{"text": f"threshold {result.thresholds[label]:.{sr.DIGITS}g} ({result.threshold_rule})"}],
-    }
+    } | _interpretation(result, label)
 
 
 def _device(result: Result) -> dict[str, Any]:

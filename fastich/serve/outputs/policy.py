@@ -3,30 +3,34 @@
 - A report (sr) goes to every destination that takes reports, for every scored study, or raised ones only.
 - A key image (sc) goes out for raised studies only: a picture with a coloured spot in a study that the model calls
   clear would raise an alarm that the model does not.
+- Whoever takes raised studies only, and was sent one, is sent the newer reports of that study too: a correction.
 - A webhook is told of every final study, or of raised ones only; as FHIR of scored ones, for nothing makes no report.
 """
 
+from collections.abc import Sequence
+
 from fastich.errors import UsageError
 from fastich.serve.config import ServeConfig
-from fastich.serve.entities import Outcome, Priority, StudyState
+from fastich.serve.entities import Delivery, Outcome, Priority, StudyState
 from fastich.serve.outputs import key_image, sr
 
 WEBHOOK = "webhook"
 """Kind and destination of the webhook."""
 
 
-def deliveries_for(config: ServeConfig, outcome: Outcome) -> list[tuple[str, str]]:
-    """(destination, kind) of everything that a final outcome sends."""
+def deliveries_for(config: ServeConfig, outcome: Outcome, earlier: Sequence[Delivery] = ()) -> list[tuple[str, str]]:
+    """(destination, kind) of everything that a final outcome sends; ``earlier`` is what was sent of the same study."""
+    told = {one.destination for one in earlier}
     is_scored = outcome.state is StudyState.SCORED and outcome.document is not None
     is_raised = outcome.priority > Priority.ROUTINE
     found = [
         (where.name, kind)
         for where in config.destinations
         for kind in where.send
-        if is_scored and (is_raised or (kind == sr.KIND and not where.only_raised))
+        if is_scored and (is_raised or (kind == sr.KIND and (not where.only_raised or where.name in told)))
     ]
     hook = config.webhook
-    if hook.url and (is_raised or not hook.only_raised) and (is_scored or hook.body == "json"):
+    if hook.url and (is_raised or not hook.only_raised or WEBHOOK in told) and (is_scored or hook.body == "json"):
         found.append((WEBHOOK, WEBHOOK))
     return found
 

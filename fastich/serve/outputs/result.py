@@ -16,6 +16,8 @@ from fastich.serve.entities import Priority, Score
 from fastich.serve.outputs import uids
 
 PRELIMINARY = "PRELIMINARY, NOT FOR DIAGNOSIS; RESEARCH USE ONLY"
+FLAGGED = "flagged"
+"""What a study is that reaches its threshold, of a model without a three-way rule."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +95,7 @@ def result_of(score: Score, history: Sequence[Score]) -> Result:
         thresholds=document["model"]["study_thresholds"],
         threshold_rule=str(document["model"]["study_threshold_rule"]),
         found=tuple(document["findings"]),
-        triage=document["triage"] or ("flagged" if document["flagged"] else "not flagged"),
+        triage=document["triage"] or (FLAGGED if document["flagged"] else "not flagged"),
         key_slices=key,
         scored=_scored(document),
         num_slices=int(document["num_slices"]),

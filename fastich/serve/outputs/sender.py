@@ -4,7 +4,8 @@ The tables say what is to be done, so whoever is killed, the next process goes o
 as delivered is sent again: as the same object (same UID, same bytes), which a PACS holds once. Before the first try its
 UID is noted as our own, so that a PACS that routes everything back to us does not make it a study.
 
-A result that a newer final one of its study has replaced is not sent any more; it ends as superseded, visibly.
+A result that a newer final one of its study has replaced is not sent any more; it ends as superseded, visibly. A raised
+one only where the newer one goes to the same destination: a flag must not vanish because the study was failed since.
 """
 
 import logging
@@ -16,8 +17,8 @@ from pathlib import Path
 
 from fastich.errors import FastichError, StoreError
 from fastich.serve.config import ServeConfig
-from fastich.serve.entities import Delivery, Score
-from fastich.serve.outputs import dimse_client, stow_client, webhook
+from fastich.serve.entities import Delivery, Priority, Score
+from fastich.serve.outputs import dimse_client, sr, stow_client, webhook
 from fastich.serve.outputs.build import Objects, build
 from fastich.serve.outputs.policy import WEBHOOK, names_of
 from fastich.serve.outputs.send_error import SendError
@@ -128,10 +129,10 @@ class Sender:
         try:
             scores = self._store.scores_of(message.study_uid)
             score = next(one for one in scores if one.score_id == message.score_id)
-            newest = max(one.score_id for one in scores if not one.partial)
-            if newest > message.score_id:
-                self._store.superseded(message.delivery_id, newest)
-                self._tell(message, "superseded", f"by score {newest}")
+            newer = self._replaced_by(message, score, scores)
+            if newer is not None:
+                self._store.superseded(message.delivery_id, newer)
+                self._tell(message, "superseded", f"by score {newer}")
                 return
             warning = self._send(message, score, scores)
         except StoreError:
@@ -148,6 +149,18 @@ class Sender:
             return
         self._store.delivered(message.delivery_id, self._clock())
         self._tell(message, "delivered", warning)
+
+    def _replaced_by(self, message: Delivery, score: Score, scores: list[Score]) -> int | None:
+        """The newest score of the study that is told in place of this one.
+
+        A report takes the place of a key image too: a clear result has a report and no picture.
+        """
+        if score.outcome.priority > Priority.ROUTINE:
+            told = (one for one in self._store.deliveries_of(message.study_uid) if one.kind in (message.kind, sr.KIND))
+            newer = [one.score_id for one in told if one.destination == message.destination]
+        else:
+            newer = [one.score_id for one in scores if not one.partial]
+        return max((score_id for score_id in newer if score_id > score.score_id), default=None)
 
     def _send(self, message: Delivery, score: Score, scores: list[Score]) -> str:
         """Build and send; the peer's warning, if any."""

@@ -41,7 +41,10 @@ DeliveriesFor = Callable[[Outcome], Sequence[tuple[str, str]]]
 
 
 class Completion:
-    """Judges studies; used by one thread. ``model`` gives the present model, ``is_over`` says that nothing counts."""
+    """Judges studies; used by one thread.
+
+    ``model`` gives the present model, ``is_over`` says that nothing counts, ``on_final`` hears of each final result.
+    """
 
     def __init__(
         self,
@@ -54,10 +57,12 @@ class Completion:
         model: Callable[[], Model],
         deliveries_for: DeliveriesFor,
         is_over: Callable[[], bool],
+        on_final: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._spool, self._rules, self._config = store, spool, rules, config
         self._gatherer = Gatherer(store, notes, rules)
-        self._model, self._deliveries_for, self._is_over = model, deliveries_for, is_over
+        self._model, self._deliveries_for = model, deliveries_for
+        self._is_over, self._on_final = is_over, on_final
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._partial_from: dict[str, float] = {}
@@ -116,6 +121,7 @@ class Completion:
 
     def _write(self, study: Study, outcome: Outcome) -> None:
         self._store.finish_study(study.study_uid, study.revision, outcome, self._deliveries_for(outcome))
+        self._on_final()
         self._tries.pop(study.study_uid, None)
         self._not_before.pop(study.study_uid, None)
         self._partial_from.pop(study.study_uid, None)

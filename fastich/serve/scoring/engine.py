@@ -85,6 +85,7 @@ class Engine:
         config: ScoringConfig,
         *,
         deliveries_for: DeliveriesFor,
+        on_final: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._spool, self._config = store, spool, config
         self._rules = load_rules(config.rules)
@@ -106,6 +107,7 @@ class Engine:
             model=lambda: self._model,
             deliveries_for=deliveries_for,
             is_over=lambda: self._is_over.is_set(),
+            on_final=on_final,
         )
         self._to_decode: queue.SimpleQueue[Instance | None] = queue.SimpleQueue()
         self._to_write: queue.SimpleQueue[tuple[Instance, Verdict] | None] = queue.SimpleQueue()

@@ -1,7 +1,8 @@
 """From scored slices to what becomes of a study: pure functions, one for what is scored and one for what is said.
 
 Safety stands here and not in the rules file: a study is never called clear where a scored series lacks a file that was
-sent, where files are known to be missing, or where a rule has doubts; it goes to a human first. A study that is not
+sent, where another was damaged or set aside for what it lacks, where files are known to be missing, where a rule has
+doubts, or where any label reaches its threshold; it goes to a human first. A study that is not
 evaluated or failed keeps the place that a partial result raised it to. Judging a study of 40 slices costs about 5 ms.
 """
 
@@ -12,7 +13,16 @@ from typing import Any
 from fastich.artifact import Thresholds
 from fastich.conformal import CLEAR, FLAG, HUMAN_FIRST, Triage
 from fastich.dicom import Study, group_studies
-from fastich.eligibility import LeftOut, SeriesVerdict, left_row, missed_by_series, plan, series_row, why_nothing
+from fastich.eligibility import (
+    RULE_DETAIL,
+    LeftOut,
+    SeriesVerdict,
+    left_row,
+    missed_by_series,
+    plan,
+    series_row,
+    why_nothing,
+)
 from fastich.gate_rules import Rules
 from fastich.score import model_row, study_row
 from fastich.serve.entities import Outcome, Priority, StudyState
@@ -20,6 +30,9 @@ from fastich.serve.scoring.notes import Note, protocol
 from fastich.serve.session import Session
 from fastich.serve.study_session import StudySession
 from fastich.study_rule import Answers, Place, judge, place, rule_of, thresholds_of, triage_of
+
+LACKS = frozenset({"left_out_percent", "largest_step_mm", "gap_ratio"})
+"""Values of a series that tell of files that it lacks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,11 +95,6 @@ def planned(case: Case, rules: Rules, *, partial: bool = False) -> Plan:
     return Plan(study=study, verdicts=verdicts, why="" if chosen else why_nothing(verdicts, case.left))
 
 
-def not_evaluated(plan: Plan, priority: Priority) -> Outcome:
-    """Of a study of which nothing is scored; ``priority`` is what it has."""
-    return Outcome(state=StudyState.NOT_EVALUATED, reason=plan.why, priority=priority)
-
-
 def scored(case: Case, plan: Plan, found: Answers, model: Model, rules: Rules, top_k: int) -> Outcome:
     """The final result of a study whose planned slices are all answered.
 
@@ -94,7 +102,8 @@ def scored(case: Case, plan: Plan, found: Answers, model: Model, rules: Rules, t
         ArtifactError: the sequence model failed.
     """
     row = _row(plan.study, found, model, top_k)
-    doubts = tuple(dict.fromkeys((*case.doubts, *_cautions(plan.verdicts))))
+    lacks = (*_damaged_elsewhere(case, plan.study), *_set_aside(plan.verdicts, rules))
+    doubts = tuple(dict.fromkeys((*case.doubts, *_cautions(plan.verdicts), *lacks, *_contradiction(row))))
     if row["triage"] == CLEAR and doubts:
         row["triage"] = HUMAN_FIRST
     reason = "in doubt: " + "; ".join(doubts) if doubts else ""
@@ -123,6 +132,38 @@ def _row(study: Study, found: Answers, model: Model, top_k: int) -> dict[str, An
 
 def _cautions(verdicts: Sequence[SeriesVerdict]) -> list[str]:
     return [caution for one in verdicts if one.is_scored for caution in one.cautions]
+
+
+def _contradiction(row: Mapping[str, Any]) -> list[str]:
+    """Doubt where the three-way rule, whose limits are its own, would clear what reaches a threshold."""
+    reached = row["findings"] or (["any"] if row["flagged"] else [])
+    if row["triage"] != CLEAR or not reached:
+        return []
+    return [f"clear by the three-way rule, yet at the threshold of {', '.join(reached)}"]
+
+
+def _damaged_elsewhere(case: Case, study: Study) -> list[str]:
+    """Doubt about files that cannot be used and that belong to no scored series: they may be what it was made for.
+
+    Not of files that a rule refused: those are another examination, such as an angiogram beside a plain head.
+    """
+    chosen = {series.series_uid for series in study.series}
+    lost = [one for one in case.left if one.is_missed and one.uids.series not in chosen]
+    count = sum(not one.detail.startswith(RULE_DETAIL) for one in lost)
+    return [f"{count} files of series that are not scored cannot be used"] if count else []
+
+
+def _set_aside(verdicts: Sequence[SeriesVerdict], rules: Rules) -> list[str]:
+    """Doubts about series that would have been taken before a scored one, were it not for files that they lack."""
+    about_lacks = {rule.id for rule in rules.rules if LACKS.intersection(rule.condition.fields)}
+    worst = max(one.kind.rank for one in verdicts if one.is_scored)
+    return [
+        f"a series was set aside: {finding.reason}"
+        for one in verdicts
+        if not one.is_scored and one.kind.rank <= worst
+        for finding in one.findings
+        if finding.rule in about_lacks
+    ]
 
 
 def _priority(row: Mapping[str, Any], doubts: Sequence[str]) -> Priority:

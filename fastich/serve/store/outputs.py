@@ -7,11 +7,11 @@ from fastich.serve.store.door import Row, Transaction
 LEASE = """
 UPDATE deliveries SET attempts = attempts + 1, leased_until = ?
 WHERE delivery_id IN (
-  SELECT delivery_id FROM deliveries
-  WHERE state = 'pending' AND next_at <= ? AND leased_until <= ? AND destination = ?
-  ORDER BY next_at, delivery_id LIMIT ?)
+  SELECT delivery_id FROM deliveries JOIN scores ON scores.score_id = deliveries.score_id
+  WHERE deliveries.state = 'pending' AND next_at <= ? AND leased_until <= ? AND destination = ?
+  ORDER BY scores.priority DESC, next_at, delivery_id LIMIT ?)
 AND state = 'pending' AND leased_until <= ?
-RETURNING *
+RETURNING *, (SELECT priority FROM scores WHERE scores.score_id = deliveries.score_id) AS priority
 """
 DELIVERED = """
 UPDATE deliveries SET state = 'delivered', delivered_at = ?, last_error = '', leased_until = 0
@@ -34,9 +34,13 @@ WHERE delivery_id = ? AND state = 'dead' RETURNING *
 def lease_deliveries(
     transaction: Transaction, now: float, limit: int, lease_s: float, destination: str
 ) -> list[Delivery]:
-    """At most ``limit`` messages that are due, the longest due first, that nobody else gets for ``lease_s``."""
-    leased = [rows.delivery(row) for row in transaction.rows(LEASE, now + lease_s, now, now, destination, limit, now)]
-    return sorted(leased, key=lambda one: (one.next_at, one.delivery_id))
+    """At most ``limit`` messages that are due, that nobody else gets for ``lease_s``.
+
+    What is told of the most raised results comes first, then what is due the longest.
+    """
+    leased = transaction.rows(LEASE, now + lease_s, now, now, destination, limit, now)
+    leased.sort(key=lambda row: (-row["priority"], row["next_at"], row["delivery_id"]))
+    return [rows.delivery(row) for row in leased]
 
 
 def delivered(transaction: Transaction, now: float, delivery_id: int, at: float) -> None:

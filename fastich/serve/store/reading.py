@@ -1,4 +1,4 @@
-"""What the page asks and what people say: worklist, history, comments, acknowledgement, counts."""
+"""What the page asks and what people say: worklist, history, comments, counts."""
 
 from typing import Any
 
@@ -22,13 +22,6 @@ COUNTED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("studies", tuple(state.value for state in StudyState)),
     ("deliveries", tuple(state.value for state in DeliveryState)),
 )
-ACKNOWLEDGE = """
-UPDATE studies SET acknowledged_by = ?, acknowledged_at = ? WHERE study_uid = ? AND acknowledged_at IS NULL
-"""
-UNACKNOWLEDGE = """
-UPDATE studies SET acknowledged_by = NULL, acknowledged_at = NULL
-WHERE study_uid = ? AND acknowledged_at IS NOT NULL
-"""
 ADD_COMMENT = """
 INSERT INTO comments (study_uid, who, created_at, body)
 SELECT study_uid, ?, ?, ? FROM studies WHERE study_uid = ? RETURNING *
@@ -84,22 +77,6 @@ def add_comment(transaction: Transaction, now: float, study_uid: str, who: str, 
     made = rows.comment(added[0])
     events.add(transaction, now, "comment", study_uid, comment_id=made.comment_id)
     return made
-
-
-def acknowledge(transaction: Transaction, now: float, study_uid: str, who: str) -> bool:
-    """Note who has seen a study; False where there is none, or somebody has already."""
-    if not transaction.run(ACKNOWLEDGE, who, now, study_uid):
-        return False
-    events.add(transaction, now, "study", study_uid, what="acknowledged")
-    return True
-
-
-def unacknowledge(transaction: Transaction, now: float, study_uid: str) -> bool:
-    """Take an acknowledgement back; False where there was none."""
-    if not transaction.run(UNACKNOWLEDGE, study_uid):
-        return False
-    events.add(transaction, now, "study", study_uid, what="unacknowledged")
-    return True
 
 
 def counts(transaction: Transaction, now: float) -> dict[str, Any]:

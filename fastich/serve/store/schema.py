@@ -81,10 +81,13 @@ STEP_1 = (
     "INSERT INTO counters (name, value) VALUES ('event', 0)",
 )
 
-STEP_2 = ("ALTER TABLE conflicts ADD COLUMN is_kept BIGINT NOT NULL DEFAULT 1",)
+KEPT_CONFLICTS = ("ALTER TABLE conflicts ADD COLUMN is_kept BIGINT NOT NULL DEFAULT 1",)
 """A conflict stays a doubt after its bytes were deleted by age."""
 
-STEPS: tuple[tuple[str, ...], ...] = (STEP_1, STEP_2)
+ACKNOWLEDGED_SCORE = ("ALTER TABLE studies ADD COLUMN acknowledged_score_id BIGINT",)
+"""The result that whoever acknowledged a study had before them; NULL where there was none, or nobody knows."""
+
+STEPS: tuple[tuple[str, ...], ...] = (STEP_1, KEPT_CONFLICTS, ACKNOWLEDGED_SCORE)
 """Step i makes version i + 1 of version i; version 0 is an empty database."""
 
 

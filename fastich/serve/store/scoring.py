@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fastich.serve.entities import Instance, InstanceState, Outcome, Priority, ScoredSlice, Study, StudyState
-from fastich.serve.store import events, rows
+from fastich.serve.store import events, rows, seen
 from fastich.serve.store.door import Transaction
 
 FREE = "state = 'waiting' AND leased_until <= ?"
@@ -68,7 +68,7 @@ FINISH = """
 UPDATE studies SET state = ?, reason = ?, final_at = ?, priority = ?,
   acknowledged_by = CASE WHEN priority < ? THEN NULL ELSE acknowledged_by END,
   acknowledged_at = CASE WHEN priority < ? THEN NULL ELSE acknowledged_at END
-WHERE study_uid = ? AND revision = ? AND state = 'receiving'
+WHERE study_uid = ? AND revision = ? AND state = 'receiving' RETURNING acknowledged_score_id
 """
 ADD_DELIVERY = """
 INSERT INTO deliveries (study_uid, score_id, destination, kind, state, attempts, next_at, leased_until, last_error)
@@ -189,8 +189,10 @@ def finish_study(
     """
     assert outcome.state is not StudyState.RECEIVING, "a final state is expected"
     to = int(outcome.priority)
-    if not transaction.run(FINISH, outcome.state.value, outcome.reason, now, to, to, to, study_uid, revision):
+    found = transaction.rows(FINISH, outcome.state.value, outcome.reason, now, to, to, to, study_uid, revision)
+    if not found:
         return False
+    seen.forget_if_news(transaction, study_uid, found[0]["acknowledged_score_id"], outcome)
     score_id = _add_score(transaction, now, study_uid, revision, outcome, is_partial=False)
     transaction.many(ADD_DELIVERY, [(study_uid, score_id, where, kind, now) for where, kind in deliveries])
     values = {"what": "final", "state": outcome.state.value, "score_id": score_id, "priority": to}

@@ -24,7 +24,7 @@ from fastich.serve.entities import (
     ScoredSlice,
     Study,
 )
-from fastich.serve.store import events, outputs, postgres, reading, receiving, retention, schema, scoring
+from fastich.serve.store import events, outputs, postgres, reading, receiving, retention, schema, scoring, seen
 from fastich.serve.store.door import Door
 from fastich.serve.store.sqlite import BUSY_TIMEOUT_S, SqliteConnection
 
@@ -228,13 +228,19 @@ class Store:
             raise FastichError(f"study {study_uid}: not here, or deleted")
         return made
 
-    def acknowledge(self, study_uid: str, who: str) -> bool:
-        """Note who has seen a study; False where there is none, or somebody has already."""
-        return self._door.write(reading.acknowledge, self._clock(), study_uid, who)
+    def acknowledge(self, study_uid: str, who: str, *, score_id: int | None) -> bool:
+        """Note who has seen a study; False where there is none, or somebody has already.
+
+        ``score_id`` is the result that they had before them, None where there was none.
+
+        Raises:
+            UnseenError: since then it was raised, or a finding came up.
+        """
+        return self._door.write(seen.acknowledge, self._clock(), study_uid, who, score_id)
 
     def unacknowledge(self, study_uid: str, who: str) -> bool:
         """Take an acknowledgement back; False where there was none. ``who`` is for the audit trail of the caller."""
-        return self._door.write(reading.unacknowledge, self._clock(), study_uid)
+        return self._door.write(seen.unacknowledge, self._clock(), study_uid)
 
     def events_after(self, event_id: int, limit: int) -> list[Event]:
         """Events behind ``event_id``, oldest first."""

@@ -4,7 +4,7 @@ A form of the page (no script) gets back to the page; a program gets JSON. Work 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from fastich.serve.entities import Study
+from fastich.serve.store.seen import UnseenError
 from fastich.serve.web import view
 from fastich.serve.web.guards import error_answer
 from fastich.serve.web.listing import LIMIT
@@ -22,6 +23,8 @@ from fastich.serve.web.paths import STUDY
 
 COMMENT_CHARACTERS = 2000
 MAX_EXPECTED = 100_000
+MOST_DIGITS = 18
+"""Of a number that a database of 64 bits holds."""
 
 
 class Refusal(Exception):
@@ -78,15 +81,28 @@ def note_viewed(request: Request, study_uid: str) -> None:
 
 
 async def acknowledge(request: Request) -> Response:
-    """POST: somebody has seen it. DELETE: take that back."""
-    undo = request.method == "DELETE"
+    """POST {"score_id": N or null}, or the same as a form: somebody has seen that result. DELETE: take that back."""
+    if request.method == "DELETE":
+        taken_back = await _on_study(request, "unacknowledge", lambda parts, *who: parts.store.unacknowledge(*who))
+        return await _after(request, {"changed": taken_back})
+    score_id = _seen(await _fields(request))
 
     def act(parts: Parts, study_uid: str, user: str) -> bool:
-        change = parts.store.unacknowledge if undo else parts.store.acknowledge
-        return change(study_uid, user)
+        try:
+            return parts.store.acknowledge(study_uid, user, score_id=score_id)
+        except UnseenError as error:
+            raise Refusal(409, str(error)) from error
 
-    changed = await _on_study(request, "unacknowledge" if undo else "acknowledge", act)
-    return await _after(request, {"changed": changed})
+    return await _after(request, {"changed": await _on_study(request, "acknowledge", act)})
+
+
+def _seen(fields: Mapping[str, Any]) -> int | None:
+    """The result that was shown when somebody acknowledged; None: the page showed none."""
+    told = fields.get("score_id", "nothing")
+    text = "" if told is None else str(told)
+    if text and not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
+        raise Refusal(400, "score_id: expected the number of the result that was shown, or null, found another value")
+    return int(text) if text else None
 
 
 async def comment(request: Request) -> Response:
@@ -146,7 +162,10 @@ async def _fields(request: Request) -> dict[str, Any]:
     """The body: a JSON object, or a form."""
     body = await request.body()
     if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        return {name: values[0] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
+        return {
+            name: values[0]
+            for name, values in parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True).items()
+        }
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

@@ -64,6 +64,7 @@ def study_view(study: Study) -> Json:
         "last_at": study.last_at,
         "final_at": study.final_at,
         "state": study.state.value,
+        "score_id": study.score_id,
         "verdict": said,
         "title": TITLES.get(said, said),
         "reason": names.clean(study.reason, 400),

@@ -29,6 +29,15 @@ tick();
 
 export function announce(text) { $("#announce").textContent = text; }
 
+// The same for eyes too, for a while: something did not happen that the reader believes has.
+let telling = 0;
+export function warn(text) {
+  announce(text);
+  $("#announce").classList.replace("hidden", "warning");
+  clearTimeout(telling);
+  telling = setTimeout(() => $("#announce").classList.replace("warning", "hidden"), 10000);
+}
+
 // Storage may be forbidden; then nothing is remembered.
 export function remember(name, value) {
   try { localStorage.setItem(`fastich-${name}`, value); } catch { /* forbidden */ }
@@ -91,6 +100,19 @@ export async function ask(path, { method = "GET", body } = {}) {
     throw new Error(found.error);
   }
   return found;
+}
+
+// Says which result was before the reader; where a newer one says more, nothing is acknowledged and the page shows it.
+export async function acknowledge(uid, inside, refresh) {
+  const seen = $("[name=score_id]", inside).value;
+  try {
+    await ask(`/studies/${uid}/acknowledge`, { method: "POST", body: { score_id: seen ? Number(seen) : null } });
+    return true;
+  } catch (error) {
+    await refresh();
+    warn(error.message);
+    return false;
+  }
 }
 
 // The live stream. `changed` is called with a study UID; the mark says when the page may be stale.

@@ -1,5 +1,5 @@
 // The study page: scroll, windows, class maps, the strip. Pictures come from the server and are kept while one looks.
-import { $, all, announce, ask, live, onKeys, recall, remember } from "./common.js";
+import { $, acknowledge, all, announce, ask, live, onKeys, recall, remember } from "./common.js";
 
 const uid = document.body.dataset.uid;
 const canvas = $("#picture");
@@ -186,8 +186,9 @@ async function next() {
 
 async function act(what, id) {
   const path = `/studies/${uid}/acknowledge`;
-  if (what === "acknowledge" && $("[data-do=acknowledge]")) await ask(path, { method: "POST" });
-  else if (what === "undo" && $("[data-do=undo]")) await ask(path, { method: "DELETE" });
+  if (what === "acknowledge" && $("[data-do=acknowledge]")) {
+    if (!await acknowledge(uid, $(".report"), refresh)) return;
+  } else if (what === "undo" && $("[data-do=undo]")) await ask(path, { method: "DELETE" });
   else if (what === "requeue") await ask(`/deliveries/${id}/requeue`, { method: "POST" });
   else return;
   await refresh();

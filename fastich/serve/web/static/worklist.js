@@ -1,5 +1,5 @@
 // Keeps the worklist fresh without a reload: rows that changed are put in place, the others are not touched.
-import { $, all, announce, ask, live, now, onKeys, recall, remember, setNow, tick } from "./common.js";
+import { $, acknowledge, all, announce, ask, live, now, onKeys, recall, remember, setNow, tick } from "./common.js";
 
 const lists = { 1: $("#raised"), 0: $("#rest") };
 const WAIT_MS = 300;   // events that come together become one request
@@ -111,7 +111,7 @@ async function act(row, what) {
   if (what === "comment") comment(row);
   if (what === "acknowledge" && row.dataset.seen === "0") {
     const next = row.nextElementSibling ?? row.previousElementSibling;
-    await ask(path, { method: "POST" });
+    if (!await acknowledge(row.dataset.uid, row, refresh)) return;
     announce(`Acknowledged: ${name}`);
     await refresh();
     if (next?.isConnected) $("a.open", next)?.focus({ preventScroll: true });
