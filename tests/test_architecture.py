@@ -101,6 +101,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.config_file",
         "serve.ordering",
         "serve.log",
+        "serve.signals",
         "serve.audit",
     ),
     ("serve.store", "serve.spool"),

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,11 @@ def _dry_run(config: ServeConfig, found: list[str], paths: list[Path], *, as_jso
 def _serve(config: ServeConfig, argv: list[str]) -> int:
     """Serve until a signal; after a hang-up with sound settings and a sound model, start again in place."""
     log.set_up(config.log)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while it starts: its default would end the process
     server = Server(config)
     again = server.run(check=lambda: _reload_problems(argv))
     if again:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the exec
         os.execv(sys.executable, [sys.executable, "-m", "fastich.serve", *argv])
     return 0
 

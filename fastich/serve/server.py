@@ -7,11 +7,9 @@ the tables say what is to be done when it starts again.
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from fastich.errors import FastichError
 from fastich.files import write_json
@@ -27,6 +25,7 @@ from fastich.serve.receive.watch import FolderWatch
 from fastich.serve.reception import HeardIngest, Reception
 from fastich.serve.scoring.engine import Engine
 from fastich.serve.session import Session, open_session
+from fastich.serve.signals import AGAIN, Signals
 from fastich.serve.spool import Spool
 from fastich.serve.store import open_store
 from fastich.serve.study_session import StudySession, open_study_session
@@ -69,7 +68,6 @@ class Server:
         self.http_url, self.dicom_port = "", 0
         self._folder = folder
         self._config, self._undo = config, contextlib.ExitStack()
-        self._stop, self._again = threading.Event(), False
         session, study_session = open_model(config.model)
         folder.mkdir(parents=True, exist_ok=True)
         spool = Spool(folder, config.spool)
@@ -140,21 +138,20 @@ class Server:
         self._undo.close()
 
     def run(self, *, check: Callable[[], list[str]]) -> bool:
-        """Serve until SIGTERM, SIGINT, or a SIGHUP whose ``check`` finds nothing wrong; True after that one."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        self.start()
-        self.audit.record("start", who="fastich.serve", outcome=SUCCESS)
-        while True:
-            self._stop.wait()
-            self._stop.clear()
-            if not self._again or self._may_restart(check):
-                break
-        log.info("stopping: finishing what is under way, %g s at most", DRAIN_S)
-        self.audit.record("stop", who="fastich.serve", outcome=SUCCESS)
-        self.stop()
-        log.info("stopped")
-        return self._again
+        """Serve until SIGTERM, SIGINT, or a SIGHUP whose ``check`` finds nothing wrong; True after that one only.
+
+        Whoever asks for an end gets it, also while the check runs or a restart is being prepared.
+        """
+        with contextlib.closing(Signals()) as signals:
+            self.start()
+            self.audit.record("start", who="fastich.serve", outcome=SUCCESS)
+            while signals.wait() == AGAIN and not _may_restart(check):
+                continue
+            log.info("stopping: finishing what is under way, %g s at most", DRAIN_S)
+            self.audit.record("stop", who="fastich.serve", outcome=SUCCESS)
+            self.stop()
+            log.info("stopped")
+            return not signals.must_end()
 
     def _say_where(self) -> None:
         """Where the page is; at the first start also what opens it, on the terminal only and in no log."""
@@ -165,21 +162,6 @@ class Server:
                 say(f"{role} token (kept in {self._folder / f'{role}.token'}): {token}")
             say(f"open {self.http_url} and log in with one of them")
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._again = number == signal.SIGHUP
-        self._stop.set()
-
-    def _may_restart(self, check: Callable[[], list[str]]) -> bool:
-        """Whether the settings and the model, as they are now, would start; what serves now goes on if not."""
-        try:
-            found = check()
-        except FastichError as error:
-            found = [one_line(error)]
-        for line in found:
-            log.error("not restarted, the old model and settings go on: %s", line)
-        self._again = not found
-        return not found
-
     def _deliveries_for(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
         return deliveries_for(self._config, outcome)
 
@@ -187,3 +169,16 @@ class Server:
         outcome = SUCCESS if what == "delivered" else FAILURE
         detail = f"{message.kind} {what}" + (f": {words}" if words else "")
         self.audit.record("send", who=message.destination, outcome=outcome, study_uid=message.study_uid, detail=detail)
+
+
+def _may_restart(check: Callable[[], list[str]]) -> bool:
+    """Whether the settings and the model, as they are now, would start; what serves now goes on if not."""
+    try:
+        found = check()
+    except FastichError as error:
+        found = [one_line(error)]
+    except Exception as error:  # a server that works is not ended by the question whether another would
+        found = [f"the check failed ({type(error).__name__}); see fastich.serve --check-config"]
+    for line in found:
+        log.error("not restarted, the old model and settings go on: %s", line)
+    return not found
