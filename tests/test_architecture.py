@@ -115,7 +115,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "serve.dry_run",
     ),
     ("serve.receive", "serve.web"),
-    ("serve.web_server", "serve.reception"),
+    ("serve.web_server", "serve.reception", "serve.start_check"),
     ("serve.server",),
     ("serve.__main__", "simulation", "simulate"),
     ("demo", "experiment", "serve_demo", "cli"),

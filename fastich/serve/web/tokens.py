@@ -105,6 +105,19 @@ class Tokens:
             return (*self._own, *self._more)
 
 
+def check(folder: Path) -> None:
+    """Look at the secrets that are there, and make none.
+
+    Raises:
+        FastichError: as ``Tokens``.
+    """
+    for name in (*(f"{role}.token" for role in ROLES), KEY_FILE):
+        if (folder / name).exists():
+            _secret(folder / name)
+    if (folder / MORE_FILE).exists():
+        _read_more(folder / MORE_FILE)
+
+
 def _read_more(path: Path) -> tuple[Token, ...]:
     """The tokens of tokens.json."""
     _refuse_open(path)
