@@ -135,6 +135,7 @@ class Server:
         self.engine.stop(drain_s)
         self.sender.stop()
         self.housekeeping.stop()
+        self.audit.close()
         self._undo.close()
 
     def run(self, *, check: Callable[[], list[str]]) -> bool:
