@@ -3,7 +3,8 @@
 At first start two tokens are made, ``admin.token`` and ``viewer.token``, and ``session.key``, which signs cookies (they
 outlive a restart; a token that is taken away ends its cookies). ``tokens.json`` may name more by their SHA-256 only:
 ``[{"name": "ris", "role": "viewer", "sha256": "..."}]``, from ``printf %s "$TOKEN" | sha256sum``; it is read again when
-it changes, and while what is there then cannot be used, the list before it holds. Comparison takes the same time whatever was guessed.
+it changes, and while what is there then cannot be used, the list before it holds. Comparison takes the same time
+whatever was guessed.
 """
 
 import base64
