@@ -17,9 +17,10 @@ from fastich.serve.audit import FAILURE, SUCCESS, Audit
 from fastich.serve.config import ModelConfig, ServeConfig
 from fastich.serve.entities import Delivery, Outcome
 from fastich.serve.housekeeping import Housekeeping
-from fastich.serve.outputs.policy import deliveries_for
+from fastich.serve.outputs.policy import deliveries_for, names_of
 from fastich.serve.outputs.sender import Sender
 from fastich.serve.receive import stow, upload
+from fastich.serve.receive.bodies import Gate
 from fastich.serve.receive.dimse import DicomServer
 from fastich.serve.receive.watch import FolderWatch
 from fastich.serve.reception import HeardIngest, Reception
@@ -77,7 +78,7 @@ class Server:
             self.store, spool, session, study_session, config.scoring, deliveries_for=self._deliveries_for
         )
         self.sender = Sender(self.store, spool, config, on_told=self._sent)
-        self.housekeeping = Housekeeping(self.store, spool, config.retention)
+        self.housekeeping = Housekeeping(self.store, spool, config.retention, on_deleted=self._deleted)
         reception = Reception(self.audit)
         ingest = HeardIngest(self.store, spool, config.spool, notify=self.engine.wake)
         ingest.reception = reception
@@ -85,6 +86,7 @@ class Server:
         self.watch = FolderWatch(ingest, config.watch, on_event=reception.heard) if config.watch.folder else None
         self._first_start = not (folder / "admin.token").exists()
         self._stopping = threading.Event()
+        gate = Gate(config.http.max_uploads)
         parts = Parts(
             store=self.store,
             spool=spool,
@@ -93,9 +95,10 @@ class Server:
             config=config,
             tokens=Tokens(folder),
             audit=self.audit,
-            extra_routes=[*stow.routes(ingest, config.http), *upload.routes(ingest, config.http)],
+            extra_routes=[*stow.routes(ingest, config.http, gate), *upload.routes(ingest, config.http, gate)],
             clock=clock,
             engine_trouble=self.engine.trouble,
+            threads_trouble=self._threads_trouble,
             wake_sender=self.sender.wake,
             stopping=self._stopping,
         )
@@ -163,8 +166,19 @@ class Server:
                 say(f"{role} token (kept in {self._folder / f'{role}.token'}): {token}")
             say(f"open {self.http_url} and log in with one of them")
 
+    def _threads_trouble(self) -> str:
+        """Which threads beside the page's and the engine's are not there, in one line; empty where all are."""
+        expected = ["housekeeping", *(f"send-{name}" for name in names_of(self._config))]
+        expected += [name for name, part in (("dicom", self.dicom), ("watch", self.watch)) if part is not None]
+        alive = {thread.name for thread in threading.enumerate()}
+        gone = [name for name in expected if name not in alive]
+        return f"not at work: {', '.join(gone)}; see the log, and start the server again" if gone else ""
+
     def _deliveries_for(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
         return deliveries_for(self._config, outcome)
+
+    def _deleted(self, study_uid: str, what: str) -> None:
+        self.audit.record("delete", who="fastich.serve", outcome=SUCCESS, study_uid=study_uid, detail=what)
 
     def _sent(self, message: Delivery, what: str, words: str) -> None:
         outcome = SUCCESS if what == "delivered" else FAILURE
