@@ -236,3 +236,24 @@ def test_repository_that_is_down_never_stops_the_caller(tmp_path: Path, reposito
         for _ in range(5):
             audit.record("view", who="reader", outcome="success")
     assert len(lines(tmp_path / "audit.jsonl")) == 5
+
+
+def test_a_repository_whose_name_takes_long_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> socket.socket:
+        asked.set()
+        answer.wait(10)
+        raise OSError("no address")
+
+    monkeypatch.setattr(module, "_connected", slow)
+    monkeypatch.setattr(module, "MAX_QUEUED", 3)
+    audit = Audit(AuditConfig(syslog_host="audit.example"), tmp_path)
+    audit.record("view", who="first", outcome="success")
+    assert asked.wait(10)
+    for number in range(10):
+        audit.record("view", who=str(number), outcome="success")
+    assert len(lines(tmp_path / "audit.jsonl")) == 11
+    answer.set()
+    audit.close()
+    assert not audit._thread.is_alive()

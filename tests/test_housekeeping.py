@@ -230,3 +230,15 @@ def test_round_that_fails_is_logged_and_tried_again(
         thread.stop()
     assert "put off: locked" in caplog.text
     assert "deleted Swept(objects=0, studies=0, orphans=1, events=0)" in caplog.text
+
+
+def test_each_study_of_which_something_was_deleted_is_told(
+    ingest: Ingest, spool: Spool, store: Store, clock: Clock
+) -> None:
+    a_study(ingest, spool, store, 1)
+    told: list[tuple[str, str]] = []
+    clock.now += 8 * DAY_S
+    Housekeeping(store, spool, PIXELS, clock=clock, on_deleted=lambda *said: told.append(said)).run_once()
+    clock.now += 90 * DAY_S
+    Housekeeping(store, spool, STUDIES, clock=clock, on_deleted=lambda *said: told.append(said)).run_once()
+    assert told == [(study_uid(1), "pixels"), (study_uid(1), "study and results")]

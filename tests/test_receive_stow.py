@@ -19,6 +19,7 @@ from fastich.serve.config import HttpConfig
 from fastich.serve.entities import Refused
 from fastich.serve.ingest import Ingest, IngestRefused
 from fastich.serve.receive import stow
+from fastich.serve.receive.bodies import Gate
 from fastich.serve.receive.reasons import ANSWERS
 
 PATH = "/dicom-web/studies"
@@ -34,7 +35,7 @@ def ingest(tmp_path: Path) -> Ingest:
 
 @pytest.fixture
 def port(ingest: Ingest) -> Iterator[int]:
-    with http_server(stow.routes(ingest, CONFIG)) as number:
+    with http_server(stow.routes(ingest, CONFIG, Gate(CONFIG.max_uploads))) as number:
         yield number
     assert not incoming_files(ingest), "nothing temporary is left"
 
@@ -283,7 +284,7 @@ def test_a_client_that_goes_away_leaves_nothing_but_what_was_whole(port: int, in
 def test_one_upload_too_many_is_told_to_come_back(tmp_path: Path) -> None:
     ingest = open_ingest(tmp_path)
     config = HttpConfig(max_uploads=1, body_timeout_s=10)
-    with http_server(stow.routes(ingest, config)) as port:
+    with http_server(stow.routes(ingest, config, Gate(config.max_uploads))) as port:
         with socket.create_connection(("127.0.0.1", port)) as slow:
             head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nContent-Type: {STOW_TYPE}\r\n\r\n"
             slow.sendall(head.encode() + multipart([bytes(2**19)], end=False))

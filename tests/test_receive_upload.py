@@ -2,7 +2,9 @@
 
 import io
 import random
+import socket
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +13,14 @@ from typing import Any
 import httpx
 import pytest
 from dicom_data import DEFLATED
-from http_data import http_server, post
+from http_data import STOW_TYPE, http_server, multipart, post
 from receive_data import ROOT, ct_bytes, incoming_files, open_ingest, stored_files
 
 from fastich.serve.config import HttpConfig
 from fastich.serve.entities import Refused
 from fastich.serve.ingest import Ingest, IngestRefused
-from fastich.serve.receive import upload
+from fastich.serve.receive import stow, upload
+from fastich.serve.receive.bodies import Gate
 
 ZIP = {"Content-Type": "application/zip"}
 CONFIG = HttpConfig(max_body_mib=4, max_parts=50, body_timeout_s=2)
@@ -30,7 +33,7 @@ def ingest(tmp_path: Path) -> Ingest:
 
 @pytest.fixture
 def port(ingest: Ingest, tmp_path: Path) -> Iterator[int]:
-    with http_server(upload.routes(ingest, CONFIG)) as number:
+    with http_server(upload.routes(ingest, CONFIG, Gate(CONFIG.max_uploads))) as number:
         yield number
     assert not incoming_files(ingest), "nothing temporary is left"
     assert [path.name for path in tmp_path.iterdir()] == ["spool"], "nothing is written beside the spool"
@@ -211,3 +214,17 @@ def test_a_disk_that_fills_is_507_at_once(port: int, ingest: Ingest, monkeypatch
 
     monkeypatch.setattr("pathlib.Path.open", full)
     assert post(port, "/studies", ZIP, zipped({"a": ct_bytes(1)})).status == 507
+
+
+def test_uploads_and_stow_share_one_gate(ingest: Ingest) -> None:
+    gate = Gate(1)
+    with http_server([*upload.routes(ingest, CONFIG, gate), *stow.routes(ingest, CONFIG, gate)]) as port:
+        head = b"POST /studies HTTP/1.1\r\nHost: x\r\nContent-Type: application/zip\r\nContent-Length: 9\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), 10) as peer:
+            peer.sendall(head)
+            until = time.monotonic() + 10
+            while not gate._num_inside and time.monotonic() < until:
+                time.sleep(0.01)
+            answer = post(port, stow.PREFIX, {"Content-Type": STOW_TYPE}, multipart([b"x"]))
+    assert answer.status == 503
+    assert "1 uploads are under way" in answer.json()["detail"]

@@ -18,6 +18,7 @@ from toy_model import toy_onnx, write_model
 
 from fastich import phantom
 from fastich.phantom.as_sent import studies_as_sent
+from fastich.serve import __main__ as serve_main
 from fastich.serve.entities import DeliveryState, StudyState
 
 
@@ -54,6 +55,16 @@ def test_check_config_opens_the_model(tmp_path: Path, model: Path) -> None:
     broken = serve("--check-config", "--model", model, "--spool", tmp_path / "spool")
     assert broken.returncode == 1
     assert re.search(r"error: .*model\.onnx: expected SHA-256", broken.stderr)
+
+
+def test_check_and_reload_ask_what_a_start_would_meet(tmp_path: Path, model: Path) -> None:
+    settings = f'[scoring]\nrules = "rules.toml"\n[model]\nfolder = "{model}"\n[spool]\nfolder = "spool"\n'
+    (tmp_path / "fastich.toml").write_text(settings, encoding="utf-8")
+    (tmp_path / "rules.toml").write_text("x =", encoding="utf-8")
+    flags = ["--config", str(tmp_path / "fastich.toml")]
+    assert re.match(r"\[scoring\] rules: .*not TOML", serve("--check-config", *flags).stdout)
+    (found,) = serve_main._reload_problems(flags)
+    assert re.match(r"\[scoring\] rules: .*not TOML", found)
 
 
 def test_print_config_is_a_file_that_check_config_takes(tmp_path: Path, model: Path) -> None:

@@ -110,6 +110,7 @@ def test_sound_settings_have_no_problem(tmp_path: Path) -> None:
             {"destinations": (Destination(name="p", host="h", ae_title="A", send=("rt",)),)},
             r"\] p: send: expected sr or sc, found 'rt'",
         ),
+        ({"http": HttpConfig(proxy_addresses=("nginx",))}, r"\[http\] proxy_addresses: expected IP addresses"),
         ({"webhook": WebhookConfig(url="ftp://x")}, r"\[webhook\] url: expected http"),
         ({"webhook": WebhookConfig(url="http://x")}, r"\[webhook\] secret_file: expected a file with"),
         ({"model": ModelConfig()}, r"\[model\] folder: expected a model folder \(or --model\)"),

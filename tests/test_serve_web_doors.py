@@ -298,3 +298,13 @@ def test_what_changes_something_behind_a_proxy_is_ours(proxied):
     path = "/deliveries/1/requeue"
     assert through(proxied, "192.0.2.9", said | {"Origin": "https://evil.example"}, "POST", path).status_code == 403
     assert through(proxied, "192.0.2.9", said | {"Origin": BASE}, "POST", path).status_code == 404
+
+
+def test_a_flood_of_wrong_logins_is_ten_lines_of_the_audit_trail(client, site):
+    headers = {"Origin": BASE}
+    statuses = [client.post("/login", data={"token": "wrong"}, headers=headers).status_code for _ in range(30)]
+    strange = [client.post("/login", data={"token": "x"}, headers={"Origin": "http://evil"}) for _ in range(5)]
+    assert statuses == [401] * 10 + [429] * 20
+    assert {answer.status_code for answer in strange} == {403}
+    trail = (site.folder / "spool" / "audit.jsonl").read_text().splitlines()
+    assert len([line for line in trail if json.loads(line)["event"] == "login"]) == 10

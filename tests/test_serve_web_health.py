@@ -35,7 +35,7 @@ def told(parts) -> tuple[int, dict]:
 def test_ready_where_everything_holds(site):
     status, checks = told(site.parts())
     assert status == 200
-    assert list(checks) == ["provider", "model", "self-test", "scoring", "disk", "database"]
+    assert list(checks) == ["provider", "model", "self-test", "scoring", "threads", "disk", "database"]
     assert site.session.sha256 in checks["model"]["detail"]
 
 

@@ -1,4 +1,7 @@
 import contextlib
+import dataclasses
+import json
+import socket
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from web_server import serving
 
 from fastich.hu import AIR_HU
 from fastich.serve.session import open_session
+from fastich.serve.web import kserve
 from fastich.serve.web.app import build_app
 from fastich.serve.web.kserve import MAX_WAITING, score
 
@@ -137,3 +141,35 @@ def test_series_models_see_their_neighbours_across_batches(tmp_path):
     write_model(tmp_path, toy_onnx(adjacent=True, scale=MILD), adjacent=True)
     session = open_session(tmp_path)
     assert np.allclose(score(session, HU, 2)["logit"], session.run(HU).logit, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_json_is_taken_up_to_a_cap_and_never_read_beyond(client, monkeypatch, is_chunked):
+    monkeypatch.setattr(kserve, "read_request", None)
+    pieces = [b"[" * 2**20] * 17
+    answer = client.post(INFER, content=iter(pieces) if is_chunked else b"".join(pieces))
+    assert answer.status_code == 413
+    assert "at most 16 MiB of JSON; send larger inputs as binary tensors" in answer.json()["error"]
+
+
+def test_the_json_before_a_binary_tensor_has_the_same_cap(client):
+    answer = client.post(INFER, content=b"{}", headers={kserve.HEADER_LENGTH: str(2**24 + 1)})
+    assert answer.status_code == 413
+
+
+def test_a_body_that_stands_still_is_refused(tmp_path, model):
+    with contextlib.closing(open_site(tmp_path, model)) as site:
+        config = dataclasses.replace(site.config, http=dataclasses.replace(site.config.http, body_timeout_s=0.2))
+        with serving(build_app(site.parts(config=config))) as address:
+            place, port = address.removeprefix("http://").split(":")
+            with socket.create_connection((place, int(port)), 20) as peer:
+                token = bearer(site)["Authorization"]
+                head = f"POST {INFER} HTTP/1.1\r\nHost: {place}\r\nAuthorization: {token}\r\nContent-Length: 9\r\n\r\n"
+                peer.sendall(head.encode())
+                assert peer.recv(12) == b"HTTP/1.1 408"
+
+
+def test_scoring_is_audited(client, site):
+    assert client.post(INFER, json=body(HU)).status_code == 200
+    last = json.loads((site.folder / "spool" / "audit.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["outcome"], last["detail"]) == ("infer", "success", "5 slices over KServe")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 import stat
 from pathlib import Path
 
@@ -68,6 +69,25 @@ def test_further_tokens_come_and_go_without_a_restart(tmp_path):
     (tmp_path / "tokens.json").unlink()
     assert tokens.find("ris-secret") is None
     assert tokens.open_cookie(cookie, 1.0) is None
+
+
+def test_while_the_tokens_file_cannot_be_used_the_last_sound_one_holds(tmp_path, caplog):
+    logging.getLogger("fastich").propagate = True
+    tokens = Tokens(tmp_path)
+    row = {"name": "ris", "role": "viewer", "sha256": hashlib.sha256(b"ris-secret").hexdigest()}
+    more(tmp_path, [row])
+    assert tokens.find("ris-secret") is not None
+    more(tmp_path, [row, row | {"sha256": hashlib.sha256(b"new").hexdigest()}], 0o644)
+    for _ in range(2):
+        assert tokens.find("ris-secret") is not None
+        assert tokens.find("new") is None
+    assert tokens.find(text_of(tmp_path, "admin")) is not None
+    assert [one.message for one in caplog.records if "expected mode 600" in one.message] == [
+        f"the tokens before it still hold: {tmp_path / 'tokens.json'}: expected mode 600, found 644: "
+        "others can read it; chmod 600, or remove it"
+    ]
+    (tmp_path / "tokens.json").chmod(0o600)
+    assert tokens.find("new") is not None
 
 
 def test_damaged_tokens_file_is_refused(tmp_path):

@@ -8,13 +8,14 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from fastich import verb
 from fastich.errors import UsageError
-from fastich.serve import config_file, dry_run, log
+from fastich.serve import config_file, dry_run, log, start_check
 from fastich.serve.config import ServeConfig
 from fastich.serve.server import Server, open_model
 
@@ -26,11 +27,11 @@ def main(argv: list[str]) -> int:
         print(config_file.example(), end="")
         return 0
     config = settings(args)
-    found = config_file.problems(config)
+    if args.dry_run and not args.check_config:
+        return _dry_run(config, args.dry_run, as_json=args.json)
+    found = start_check.problems(config)
     if args.check_config:
         return _check(config, found)
-    if args.dry_run:
-        return _dry_run(config, found, args.dry_run, as_json=args.json)
     if found:
         raise UsageError("; ".join(found))
     return _serve(config, argv)
@@ -77,9 +78,9 @@ def _check(config: ServeConfig, found: list[str]) -> int:
     return 1 if found else 0
 
 
-def _dry_run(config: ServeConfig, found: list[str], paths: list[Path], *, as_json: bool) -> int:
+def _dry_run(config: ServeConfig, paths: list[Path], *, as_json: bool) -> int:
     """What would happen to files; only the model and the rules need to be there."""
-    wrong = [line for line in found if line.startswith(("[model]", "[scoring]"))]
+    wrong = [line for line in config_file.problems(config) if line.startswith(("[model]", "[scoring]"))]
     if wrong:
         raise UsageError("; ".join(wrong))
     session, study_session = open_model(config.model)
@@ -91,9 +92,11 @@ def _dry_run(config: ServeConfig, found: list[str], paths: list[Path], *, as_jso
 def _serve(config: ServeConfig, argv: list[str]) -> int:
     """Serve until a signal; after a hang-up with sound settings and a sound model, start again in place."""
     log.set_up(config.log)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while it starts: its default would end the process
     server = Server(config)
     again = server.run(check=lambda: _reload_problems(argv))
     if again:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the exec
         os.execv(sys.executable, [sys.executable, "-m", "fastich.serve", *argv])
     return 0
 
@@ -101,7 +104,7 @@ def _serve(config: ServeConfig, argv: list[str]) -> int:
 def _reload_problems(argv: list[str]) -> list[str]:
     """Why the settings and the model, as they are now, would not start."""
     config = settings(_parser().parse_args(argv))
-    found = config_file.problems(config)
+    found = start_check.problems(config)
     if not found:
         open_model(config.model)
     return found

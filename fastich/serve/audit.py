@@ -7,14 +7,18 @@ message (which PS3.15 wants for some): studies stand by their UID.
 Source: PS3.15 A.5 (messages), A.6 (RFC 5424, and UDP by RFC 5426).
 """
 
+import contextlib
 import json
 import logging
 import os
+import queue
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,6 +36,11 @@ MESSAGE_ID = "DICOM+RFC3881"
 MAX_DATAGRAM = 32_768
 """PS3.15 A.6.2: receivers shall take at least this much."""
 RESOLVE_AGAIN_S = 60.0
+SELDOM_S = 60.0
+MAX_KINDS = 10_000
+MAX_QUEUED = 1000
+"""Messages that wait for the audit record repository; the lines of the file are whole whatever becomes of these."""
+CLOSE_S = 2.0
 
 SUCCESS, FAILURE = "success", "failure"
 OUTCOMES = {SUCCESS: "0", FAILURE: "4"}
@@ -72,6 +81,30 @@ OTHER = Kind(code="110100", meaning="Application Activity", action="E")
 """Any event without a code of its own; its name stands in the outcome's description."""
 
 
+class Seldom:
+    """Lets one of a kind through in ``SELDOM_S``, so that a peer's mistakes do not become our writes."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic, self._lock = monotonic, threading.Lock()
+        self._found: OrderedDict[tuple[str, ...], tuple[float, int]] = OrderedDict()
+
+    def count(self, *kind: str) -> int:
+        """How many of a kind there were since the last that was let through, this one included; 0: not yet."""
+        now = self._monotonic()
+        with self._lock:
+            since, number = self._found.pop(kind, (now - SELDOM_S, 0))
+            is_due = now - since >= SELDOM_S
+            self._found[kind] = (now, 0) if is_due else (since, number + 1)
+            while len(self._found) > MAX_KINDS:
+                self._found.popitem(last=False)
+            return number + 1 if is_due else 0
+
+
+def times(number: int) -> str:
+    """What a line that stands for more than one adds."""
+    return f" ({number} of them since the last line)" if number > 1 else ""
+
+
 class Audit:
     """The audit trail; ``record`` may be called from any thread and never raises.
 
@@ -84,11 +117,15 @@ class Audit:
         self._clock = clock
         self._lock = threading.Lock()
         self._failing: set[str] = set()
+        self._queue: queue.Queue[bytes | None] = queue.Queue(MAX_QUEUED)
         self._syslog = Syslog(config.syslog_host, config.syslog_port) if config.syslog_host else None
+        self._thread = threading.Thread(target=self._send_queued, name="audit-syslog", daemon=True)
         try:
             self._append(b"")
         except OSError as error:
             raise FastichError(f"{self._path}: cannot write the audit trail ({error.strerror})") from error
+        if self._syslog is not None:
+            self._thread.start()
 
     def record(self, event: str, *, who: str, outcome: str, study_uid: str = "", detail: str = "") -> None:
         """Note that ``who`` did ``event`` with ``outcome`` (success or failure) to a study."""
@@ -99,13 +136,22 @@ class Audit:
         with self._lock:
             self._try("file", lambda: self._append(line.encode("utf-8", "backslashreplace")))
             if self._syslog is not None:
-                syslog = self._syslog
-                self._try("syslog", lambda: syslog.send(syslog_message(at, values)))
+                self._try("queue", lambda: self._queue.put_nowait(syslog_message(at, values)))
 
     def close(self) -> None:
-        """Let go of the socket."""
-        if self._syslog is not None:
-            self._syslog.close()
+        """Send what is queued, ``CLOSE_S`` at most, and let go of the socket."""
+        if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=CLOSE_S)
+            self._thread.join(CLOSE_S)
+
+    def _send_queued(self) -> None:
+        """Names are looked up and datagrams sent here, where nobody waits for it."""
+        syslog = self._syslog
+        assert syslog is not None, "the thread is of a repository"
+        while (message := self._queue.get()) is not None:
+            self._try("syslog", partial(syslog.send, message))
+        syslog.close()
 
     def _append(self, line: bytes) -> None:
         """Write a line at the end and fsync it; the file is opened anew so that logrotate may move it away."""

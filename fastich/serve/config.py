@@ -95,6 +95,9 @@ class HttpConfig:
     proxy_addresses: tuple[str, ...] = key(("127.0.0.1",), "addresses of the reverse proxy whose headers are believed")
     proxy_user_header: str = key("X-Forwarded-User", "header with the user's name")
     proxy_role_header: str = key("X-Forwarded-Role", "header with viewer or admin")
+    max_connections_per_address: int = key(
+        128, "open connections of one address; a proxy's with auth proxy: any number"
+    )
     max_body_mib: int = key(2048, "largest request body, MiB")
     max_parts: int = key(5000, "instances in one STOW-RS request or files in one zip")
     max_uploads: int = key(16, "bodies that are taken in at a time; beyond it senders are told to come back")

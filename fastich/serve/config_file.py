@@ -92,9 +92,14 @@ def _listening(config: ServeConfig) -> Iterator[str]:
     yield from _ae_title("[dicom] ae_title", config.dicom.ae_title)
     for peer in config.dicom.peers:
         try:
-            ipaddress.ip_network(peer.address or "0.0.0.0/0", strict=False)
+            ipaddress.ip_network(peer.address or "0.0.0.0/0")
         except ValueError:
-            yield f"[[dicom.peers]] address: expected an IP address or network, found {peer.address!r}"
+            yield f"[[dicom.peers]] address: expected an IP address or network (192.0.2.0/24), found {peer.address!r}"
+    for address in config.http.proxy_addresses:
+        try:
+            ipaddress.ip_network(address, strict=False)
+        except ValueError:
+            yield f"[http] proxy_addresses: expected IP addresses or networks, found {address!r}"
 
 
 def _ae_title(where: str, title: str) -> Iterator[str]:

@@ -29,6 +29,14 @@ MAX_ORPHANS = 1_000
 the one of this spool, and then nothing may be deleted."""
 
 
+Told = Callable[[str, str], None]
+"""Hears of a study's UID and what was deleted of it."""
+
+
+def _tell_nobody(study_uid: str, what: str) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Swept:
     """What one round deleted."""
@@ -50,9 +58,10 @@ class Housekeeping:
         *,
         clock: Callable[[], float] = time.time,
         interval_s: float = INTERVAL_S,
+        on_deleted: Told = _tell_nobody,
     ) -> None:
         self._store, self._spool, self._config = store, spool, config
-        self._clock, self._interval_s = clock, interval_s
+        self._clock, self._interval_s, self._on_deleted = clock, interval_s, on_deleted
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -99,6 +108,8 @@ class Housekeeping:
             aside = self._store.forget_conflicts(before_at, BATCH)
             deleted += self._remove(self._spool.path_of(one.object_name) for one in expired if one.sop_uid in gone)
             deleted += self._remove(self._spool.path_aside(name) for name in aside)
+            for uid in sorted({one.study_uid for one in expired}):
+                self._on_deleted(uid, "pixels")
             if not expired and not aside:
                 break
         return deleted
@@ -113,6 +124,8 @@ class Housekeeping:
             self._remove(self._spool.path_of(name) for name in names)
             self._remove(self._spool.path_aside(name) for name in names)
             deleted += len(uids)
+            for uid in uids:
+                self._on_deleted(uid, "study and results")
             if not uids:
                 break
         return deleted

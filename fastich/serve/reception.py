@@ -1,6 +1,7 @@
 """What is said of what arrives: a line of the log, and the audit trail. Studies by UID, senders by AE title or user.
 
-A study is one line of the audit trail for each sender, not one for each of its hundreds of instances.
+A study is one line of the audit trail for each sender, not one for each of its hundreds of instances. What fails is one
+line a minute for an address and kind, with how many it stands for: each line is an fsync.
 """
 
 import logging
@@ -9,7 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from fastich.serve.audit import FAILURE, SUCCESS, Audit
+from fastich.serve.audit import FAILURE, SUCCESS, Audit, Seldom, times
 from fastich.serve.entities import Origin, Receipt
 from fastich.serve.ingest import Ingest
 from fastich.serve.spool import IngestRefused
@@ -23,7 +24,7 @@ class Reception:
     """Hears of every object and every caller, from any thread."""
 
     def __init__(self, audit: Audit) -> None:
-        self._audit = audit
+        self._audit, self._seldom = audit, Seldom()
         self._known: OrderedDict[tuple[str, ...], None] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -39,17 +40,25 @@ class Reception:
 
     def refused(self, refusal: IngestRefused, origin: Origin) -> None:
         """An object was not taken in."""
-        who = origin.sender or origin.way
-        log.warning("an object from %s (%s) was refused: %s", who, origin.way, refusal)
-        self._audit.record("refused", who=who, outcome=FAILURE, detail=refusal.reason.value)
+        who, reason = origin.sender or origin.way, refusal.reason.value
+        if number := self._seldom.count(origin.address or origin.way, reason):
+            log.warning("an object from %s (%s) was refused: %s%s", who, origin.way, refusal, times(number))
+            self._audit.record("refused", who=who, outcome=FAILURE, detail=reason + times(number))
+
+    def closed(self, refusal: IngestRefused) -> None:
+        """Nothing can be taken in; whoever asked was told to come back."""
+        if number := self._seldom.count("closed", refusal.reason.value):
+            log.warning("nothing is taken in, senders are told to come back: %s%s", refusal, times(number))
 
     def heard(self, event: str, values: dict[str, Any]) -> None:
         """Something happened to a connection or the watched folder (``receive.reasons.Report``)."""
         who = str(values.get("calling") or values.get("address") or values.get("way", ""))
         reason = str(values.get("reason", ""))
-        if event in ("rejected", "cut", "error"):
-            log.warning("%s: connection %s: %s", who, event, reason)
-            self._audit.record("refused", who=who, outcome=FAILURE, detail=f"{event}: {reason}")
+        is_told = "detail" in values  # ``accept`` refused it, and said so
+        if event in ("rejected", "cut", "error") or (event == "refused" and not is_told):
+            if number := self._seldom.count(str(values.get("address", who)), event):
+                log.warning("%s: connection %s: %s%s", who, event, reason, times(number))
+                self._audit.record("refused", who=who, outcome=FAILURE, detail=f"{event}: {reason}{times(number)}")
         elif event == "waiting":
             log.warning("watched folder: files wait: %s", reason)
 
@@ -67,6 +76,14 @@ class HeardIngest(Ingest):
     """The door of the spool, with somebody who listens at it."""
 
     reception: Reception
+
+    def check_capacity(self) -> None:
+        """As ``Ingest.check_capacity``."""
+        try:
+            super().check_capacity()
+        except IngestRefused as refusal:
+            self.reception.closed(refusal)
+            raise
 
     def accept(self, temporary: Path, origin: Origin, *, announced: tuple[str, str] | None = None) -> Receipt:
         """As ``Ingest.accept``."""

@@ -7,11 +7,9 @@ the tables say what is to be done when it starts again.
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from fastich.errors import FastichError
 from fastich.files import write_json
@@ -19,14 +17,16 @@ from fastich.serve.audit import FAILURE, SUCCESS, Audit
 from fastich.serve.config import ModelConfig, ServeConfig
 from fastich.serve.entities import Delivery, Outcome
 from fastich.serve.housekeeping import Housekeeping
-from fastich.serve.outputs.policy import deliveries_for
+from fastich.serve.outputs.policy import deliveries_for, names_of
 from fastich.serve.outputs.sender import Sender
 from fastich.serve.receive import stow, upload
+from fastich.serve.receive.bodies import Gate
 from fastich.serve.receive.dimse import DicomServer
 from fastich.serve.receive.watch import FolderWatch
 from fastich.serve.reception import HeardIngest, Reception
 from fastich.serve.scoring.engine import Engine
 from fastich.serve.session import Session, open_session
+from fastich.serve.signals import AGAIN, Signals
 from fastich.serve.spool import Spool
 from fastich.serve.store import open_store
 from fastich.serve.study_session import StudySession, open_study_session
@@ -69,7 +69,6 @@ class Server:
         self.http_url, self.dicom_port = "", 0
         self._folder = folder
         self._config, self._undo = config, contextlib.ExitStack()
-        self._stop, self._again = threading.Event(), False
         session, study_session = open_model(config.model)
         folder.mkdir(parents=True, exist_ok=True)
         spool = Spool(folder, config.spool)
@@ -85,7 +84,7 @@ class Server:
             deliveries_for=self._deliveries_for,
             on_final=sender.wake,
         )
-        self.housekeeping = Housekeeping(self.store, spool, config.retention)
+        self.housekeeping = Housekeeping(self.store, spool, config.retention, on_deleted=self._deleted)
         reception = Reception(self.audit)
         ingest = HeardIngest(self.store, spool, config.spool, notify=self.engine.wake)
         ingest.reception = reception
@@ -93,6 +92,7 @@ class Server:
         self.watch = FolderWatch(ingest, config.watch, on_event=reception.heard) if config.watch.folder else None
         self._first_start = not (folder / "admin.token").exists()
         self._stopping = threading.Event()
+        gate = Gate(config.http.max_uploads)
         parts = Parts(
             store=self.store,
             spool=spool,
@@ -101,9 +101,10 @@ class Server:
             config=config,
             tokens=Tokens(folder),
             audit=self.audit,
-            extra_routes=[*stow.routes(ingest, config.http), *upload.routes(ingest, config.http)],
+            extra_routes=[*stow.routes(ingest, config.http, gate), *upload.routes(ingest, config.http, gate)],
             clock=clock,
             engine_trouble=self.engine.trouble,
+            threads_trouble=self._threads_trouble,
             wake_sender=self.sender.wake,
             stopping=self._stopping,
         )
@@ -143,24 +144,24 @@ class Server:
         self.engine.stop(drain_s)
         self.sender.stop()
         self.housekeeping.stop()
+        self.audit.close()
         self._undo.close()
 
     def run(self, *, check: Callable[[], list[str]]) -> bool:
-        """Serve until SIGTERM, SIGINT, or a SIGHUP whose ``check`` finds nothing wrong; True after that one."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        self.start()
-        self.audit.record("start", who="fastich.serve", outcome=SUCCESS)
-        while True:
-            self._stop.wait()
-            self._stop.clear()
-            if not self._again or self._may_restart(check):
-                break
-        log.info("stopping: finishing what is under way, %g s at most", DRAIN_S)
-        self.audit.record("stop", who="fastich.serve", outcome=SUCCESS)
-        self.stop()
-        log.info("stopped")
-        return self._again
+        """Serve until SIGTERM, SIGINT, or a SIGHUP whose ``check`` finds nothing wrong; True after that one only.
+
+        Whoever asks for an end gets it, also while the check runs or a restart is being prepared.
+        """
+        with contextlib.closing(Signals()) as signals:
+            self.start()
+            self.audit.record("start", who="fastich.serve", outcome=SUCCESS)
+            while signals.wait() == AGAIN and not _may_restart(check):
+                continue
+            log.info("stopping: finishing what is under way, %g s at most", DRAIN_S)
+            self.audit.record("stop", who="fastich.serve", outcome=SUCCESS)
+            self.stop()
+            log.info("stopped")
+            return not signals.must_end()
 
     def _say_where(self) -> None:
         """Where the page is; at the first start also what opens it, on the terminal only and in no log."""
@@ -171,26 +172,35 @@ class Server:
                 say(f"{role} token (kept in {self._folder / f'{role}.token'}): {token}")
             say(f"open {self.http_url} and log in with one of them")
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._again = number == signal.SIGHUP
-        self._stop.set()
-
-    def _may_restart(self, check: Callable[[], list[str]]) -> bool:
-        """Whether the settings and the model, as they are now, would start; what serves now goes on if not."""
-        try:
-            found = check()
-        except FastichError as error:
-            found = [one_line(error)]
-        for line in found:
-            log.error("not restarted, the old model and settings go on: %s", line)
-        self._again = not found
-        return not found
+    def _threads_trouble(self) -> str:
+        """Which threads beside the page's and the engine's are not there, in one line; empty where all are."""
+        expected = ["housekeeping", *(f"send-{name}" for name in names_of(self._config))]
+        expected += [name for name, part in (("dicom", self.dicom), ("watch", self.watch)) if part is not None]
+        alive = {thread.name for thread in threading.enumerate()}
+        gone = [name for name in expected if name not in alive]
+        return f"not at work: {', '.join(gone)}; see the log, and start the server again" if gone else ""
 
     def _deliveries_for(self, outcome: Outcome) -> Sequence[tuple[str, str]]:
         study_uid = (outcome.document or {}).get("study_uid", "")  # what was not scored is sent to nobody anew
         return deliveries_for(self._config, outcome, self.store.deliveries_of(study_uid))
 
+    def _deleted(self, study_uid: str, what: str) -> None:
+        self.audit.record("delete", who="fastich.serve", outcome=SUCCESS, study_uid=study_uid, detail=what)
+
     def _sent(self, message: Delivery, what: str, words: str) -> None:
         outcome = SUCCESS if what == "delivered" else FAILURE
         detail = f"{message.kind} {what}" + (f": {words}" if words else "")
         self.audit.record("send", who=message.destination, outcome=outcome, study_uid=message.study_uid, detail=detail)
+
+
+def _may_restart(check: Callable[[], list[str]]) -> bool:
+    """Whether the settings and the model, as they are now, would start; what serves now goes on if not."""
+    try:
+        found = check()
+    except FastichError as error:
+        found = [one_line(error)]
+    except Exception as error:  # a server that works is not ended by the question whether another would
+        found = [f"the check failed ({type(error).__name__}); see fastich.serve --check-config"]
+    for line in found:
+        log.error("not restarted, the old model and settings go on: %s", line)
+    return not found

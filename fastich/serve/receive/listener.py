@@ -64,7 +64,7 @@ class GuardedHandler(RequestHandler):
         if reason:
             connection.cut(reason)
         if association._started_dul and not association.dul.is_alive() and not connection.established:
-            association.dul.to_user_queue.put(None)  # type: ignore[arg-type]  # nothing will come: do not wait acse_timeout for it
+            association.dul.to_user_queue.put(None)  # nothing will come: do not wait acse_timeout for it
 
 
 class GuardedServer(ThreadedAssociationServer):

@@ -35,9 +35,8 @@ HEAD_BYTES = 4096
 PREFIX = "/dicom-web/studies"
 
 
-def routes(ingest: Ingest, config: HttpConfig) -> list[Route]:
-    """The two routes; what mounts them has set ``request.state.user``."""
-    gate = Gate(config.max_uploads)
+def routes(ingest: Ingest, config: HttpConfig, gate: Gate) -> list[Route]:
+    """The two routes; what mounts them has set ``request.state.user``. ``gate`` is that of every body."""
 
     async def store(request: Request) -> Response:
         return await _store(request, ingest, config, gate)

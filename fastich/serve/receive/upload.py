@@ -20,9 +20,8 @@ FORM = "multipart/form-data"
 MAX_FORM_PARTS = 10
 
 
-def routes(ingest: Ingest, config: HttpConfig) -> list[Route]:
-    """The route; what mounts it has set ``request.state.user``."""
-    gate = Gate(config.max_uploads)
+def routes(ingest: Ingest, config: HttpConfig, gate: Gate) -> list[Route]:
+    """The route; what mounts it has set ``request.state.user``. ``gate`` is that of every body."""
 
     async def upload(request: Request) -> Response:
         return await _upload(request, ingest, config, gate)

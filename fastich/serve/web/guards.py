@@ -22,8 +22,8 @@ LOG = logging.getLogger(__name__)
 MIB = 2**20
 SMALL_BODY_BYTES = 64 * 1024
 """Logins, comments, acknowledgements."""
-INFER_BODY_BYTES = 192 * MIB
-"""``kserve.MAX_PIXELS`` int16 pixels are 64 MiB in binary, and up to three times as much as JSON numbers."""
+INFER_BODY_BYTES = 65 * MIB
+"""``tensors.MAX_PIXELS`` int16 pixels are 64 MiB in binary; JSON numbers, ``kserve.JSON_BYTES`` at most."""
 
 HOST_AND_PORT = re.compile(r"(\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:[0-9]{1,5})?")
 

@@ -2,8 +2,8 @@
 
 ``/health/live`` says that the process answers. ``/health/ready`` answers 503 unless every check holds: the provider is
 the one that was asked for, the model that was loaded is the one that runs, it still says of one fixed synthetic slice
-what it said at start, the scoring engine works, the disk has room and the database answers. The slice is scored at most
-once in ``GOLDEN_S``, for it costs a run of the network.
+what it said at start, the scoring engine works, the threads that receive, send and tidy are there, the disk has room
+and the database answers. The slice is scored at most once in ``GOLDEN_S``, for it costs a run of the network.
 """
 
 import shutil
@@ -87,6 +87,7 @@ def checks(parts: Parts, golden: Golden) -> list[Check]:
         Check(name="model", is_ok=True, detail=f"sha256 {parts.session.sha256}"),
         _said("self-test", golden.trouble(), "the golden slice scores as it did at start"),
         _said("scoring", parts.engine_trouble(), "at work"),
+        _said("threads", parts.threads_trouble(), "receiving, sending and housekeeping are at work"),
         _disk(parts),
         _said("database", _database(parts), "answers"),
     ]

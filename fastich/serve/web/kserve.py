@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -18,9 +18,11 @@ from fastich import __version__
 from fastich.artifact import INPUT, INTENDED_USE, outputs_of
 from fastich.labels import LABELS
 from fastich.score import Asked, run_series
+from fastich.serve.receive.bodies import BodyRefused, read_body
 from fastich.serve.session import Session
 from fastich.serve.web import health
 from fastich.serve.web.api import Refusal
+from fastich.serve.web.guards import INFER_BODY_BYTES, MIB
 from fastich.serve.web.parts import parts_of
 from fastich.serve.web.tensors import HEADER_LENGTH, BadRequest, read_request, write_response
 from fastich.types import HuArray
@@ -29,6 +31,11 @@ MODEL = "ich"
 VERSION = "1"
 MAX_WAITING = 8
 """Requests that wait or run; each holds at most 64 MiB of pixels."""
+JSON_BYTES = 16 * MIB
+"""Of a request's JSON: its numbers take eight times as much once they are read. More pixels come as a binary tensor."""
+
+
+TOO_MUCH_JSON = f"body: expected at most {JSON_BYTES // MIB} MiB of JSON; send larger inputs as binary tensors"
 
 
 class Turns:
@@ -104,19 +111,49 @@ async def infer(request: Request) -> Response:
         raise Refusal(503, f"{MAX_WAITING} requests are waiting already; come back later")
     turns.waiting += 1
     try:
-        body = await request.body()
+        body = await _body(request)
         async with turns.lock:
             return await run_in_threadpool(_answer, request, body)
     except BadRequest as error:
         raise Refusal(400, str(error)) from error
+    except BodyRefused as error:
+        raise Refusal(error.status, error.detail) from error
+    except ClientDisconnect:
+        return Response(status_code=400)
     finally:
         turns.waiting -= 1
+
+
+async def _body(request: Request) -> bytes:
+    """The body, read as uploads are: who is too slow (408) or says too much in JSON (413) is refused.
+
+    Raises:
+        BodyRefused: that.
+        Refusal: the same, by what the headers say.
+    """
+    said = request.headers.get(HEADER_LENGTH, "")
+    if said.isascii() and said.isdecimal() and int(said) > JSON_BYTES:
+        raise Refusal(413, TOO_MUCH_JSON)
+    cap, pieces, num_bytes = (INFER_BODY_BYTES if said else JSON_BYTES), [b""], 0
+    if int(request.headers.get("content-length", "0")) > cap:
+        raise Refusal(413, TOO_MUCH_JSON)
+
+    def write(piece: bytes) -> None:
+        nonlocal num_bytes
+        num_bytes += len(piece)
+        if num_bytes > cap:
+            raise BodyRefused(413, TOO_MUCH_JSON)
+        pieces.append(piece)
+
+    await read_body(request, parts_of(request).config.http, write)
+    return b"".join(pieces)
 
 
 def _answer(request: Request, body: bytes) -> Response:
     parts = parts_of(request)
     ask = read_request(body, request.headers.get(HEADER_LENGTH))
     found = score(parts.session, ask.hu, parts.config.scoring.batch_size)
+    parts.audit.record("infer", who=request.state.user, outcome="success", detail=f"{len(ask.hu)} slices over KServe")
     head: dict[str, Any] = {"model_name": MODEL, "model_version": VERSION}
     if ask.id:
         head["id"] = ask.id

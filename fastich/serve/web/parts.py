@@ -41,6 +41,7 @@ class Parts:
         extra_routes: receivers over HTTP (STOW-RS, uploads); they read ``request.state.user``.
         clock: seconds since the epoch.
         engine_trouble: why the scoring engine is not at work, in one line; empty where it is.
+        threads_trouble: which of the other threads are not there, in one line; empty where all are.
         wake_sender: called after a delivery was put back into the queue.
         stopping: set when the server stops; endless answers end then.
     """
@@ -55,6 +56,7 @@ class Parts:
     extra_routes: Sequence[BaseRoute] = ()
     clock: Callable[[], float] = time.time
     engine_trouble: Callable[[], str] = _ready
+    threads_trouble: Callable[[], str] = _ready
     wake_sender: Callable[[], None] = _nothing
     stopping: threading.Event = field(default_factory=threading.Event)
 

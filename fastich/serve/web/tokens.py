@@ -3,7 +3,8 @@
 At first start two tokens are made, ``admin.token`` and ``viewer.token``, and ``session.key``, which signs cookies (they
 outlive a restart; a token that is taken away ends its cookies). ``tokens.json`` may name more by their SHA-256 only:
 ``[{"name": "ris", "role": "viewer", "sha256": "..."}]``, from ``printf %s "$TOKEN" | sha256sum``; it is read again when
-it changes. Comparison takes the same time whatever was guessed.
+it changes, and while what is there then cannot be used, the list before it holds. Comparison takes the same time
+whatever was guessed.
 """
 
 import base64
@@ -11,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import stat
@@ -19,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastich.errors import FastichError
+from fastich.verb import one_line
 
+LOG = logging.getLogger(__name__)
 ROLES = ("viewer", "admin")
 TOKEN_BYTES = 32
 SESSION_S = 12 * 3600.0
@@ -62,8 +66,9 @@ class Tokens:
             Token(name=role, role=role, sha256=_sha256(_secret(folder / f"{role}.token"))) for role in ROLES
         )
         self._key = _secret(folder / KEY_FILE).encode()
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._more: tuple[Token, ...] = ()
+        check(folder)
         self._known()
 
     def find(self, secret: str) -> Token | None:
@@ -92,17 +97,34 @@ class Tokens:
         return hmac.digest(self._key, body, "sha256")
 
     def _known(self) -> tuple[Token, ...]:
-        """All tokens; tokens.json is read where it changed."""
+        """All tokens; tokens.json is read where it changed, and the last sound one holds."""
         with self._lock:
             try:
                 status = self._more_path.stat()
             except FileNotFoundError:
                 self._more, self._stamp = (), None
                 return self._own
-            stamp = (status.st_mtime_ns, status.st_size)
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)  # ctime: chmod is a change too
             if stamp != self._stamp:
-                self._more, self._stamp = _read_more(self._more_path), stamp
+                self._stamp = stamp
+                try:
+                    self._more = _read_more(self._more_path)
+                except FastichError as error:
+                    LOG.error("the tokens before it still hold: %s", one_line(error))
             return (*self._own, *self._more)
+
+
+def check(folder: Path) -> None:
+    """Look at the secrets that are there, and make none.
+
+    Raises:
+        FastichError: as ``Tokens``.
+    """
+    for name in (*(f"{role}.token" for role in ROLES), KEY_FILE):
+        if (folder / name).exists():
+            _secret(folder / name)
+    if (folder / MORE_FILE).exists():
+        _read_more(folder / MORE_FILE)
 
 
 def _read_more(path: Path) -> tuple[Token, ...]:
