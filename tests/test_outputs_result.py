@@ -6,6 +6,7 @@ from outputs_data import CREATED_AT, Scored, left_out, phantom_study
 
 from fastich.labels import LABELS
 from fastich.serve.entities import Score
+from fastich.serve.outputs import result
 from fastich.serve.outputs.result import result_of
 
 
@@ -77,3 +78,12 @@ def test_frames_of_one_instance_are_one_instance(study: Scored) -> None:
     found = study.with_document(series=[dict(series, slices=rows)], key_slice=key).result
     assert [sop_uid for sop_uid, _ in found.scored] == ["1.2.3"]
     assert (found.key_slices["any"].sop_uid, found.key_slices["any"].frame) == ("1.2.3", 1)
+
+
+def test_23_object_of_another_version_has_another_uid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = phantom_study(tmp_path).result
+    before = {kind: found.uid(kind) for kind in ("sr", "sc")}
+    assert before == {kind: found.uid(kind) for kind in ("sr", "sc")}
+    for versions in (("0.0.1", result.VERSIONS[1]), (result.VERSIONS[0], "0.0.1")):
+        monkeypatch.setattr(result, "VERSIONS", versions)
+        assert all(found.uid(kind) != uid for kind, uid in before.items())

@@ -121,7 +121,7 @@ def test_acknowledging_is_noted_with_the_name_and_undone(client, site):
     assert client.post(f"/studies/{uid(1)}/acknowledge", headers=ours, json=seen).json() == {"changed": True}
     assert client.post(f"/studies/{uid(1)}/acknowledge", headers=ours, json=seen).json() == {"changed": False}
     (row,) = client.get("/studies").json()["studies"]
-    assert row["acknowledged"]["by"] == "Dr. Kim"
+    assert row["acknowledged"]["by"] == "Dr. Kim (viewer)"
     assert (row["is_raised"], row["was_raised"]) == (False, True)
     assert client.request("DELETE", f"/studies/{uid(1)}/acknowledge", headers=ours).json() == {"changed": True}
     assert client.get("/studies").json()["studies"][0]["is_raised"]

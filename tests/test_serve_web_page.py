@@ -166,7 +166,7 @@ def test_keys_move_acknowledge_and_take_back(browser, site, address):
     until(lambda: rows(browser) == [uid(2)], "the acknowledged study leaves the open ones")
     study = site.store.study(uid(1))
     assert study is not None
-    assert study.acknowledged_by == "Kim"
+    assert study.acknowledged_by == "Kim (viewer)"
     assert "1 of them acknowledged" in browser.find_element(By.ID, "shown").text
     browser.find_element(By.CSS_SELECTOR, 'input[value="seen"] + span').click()
     until(lambda: rows(browser, "#rest") == [uid(1)], "it stands under Acknowledged")

@@ -125,9 +125,9 @@ def test_names_typed_at_the_login_are_plain_text(tmp_path):
     tokens = Tokens(tmp_path)
     token = tokens.find(text_of(tmp_path, "viewer"))
     assert token is not None
-    assert user_name(" Kim\n\x1b ", token) == "Kim"
+    assert user_name(" Kim\n\x1b ", token) == "Kim (viewer)"
     assert user_name("\t", token) == "viewer"
-    assert len(user_name("x" * 500, token)) == 64
+    assert len(user_name("x" * 500, token)) == 64 + len(" (viewer)")
 
 
 def test_address_that_fails_too_often_waits_and_others_do_not():

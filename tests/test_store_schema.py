@@ -61,7 +61,7 @@ def test_conflicts_of_schema_1_are_kept_as_they_were(database: str | Path, monke
         values = (uid(1), instance(1).study_uid, "a" * 64, 1.0, "dimse", "", "")
         made._door.write(lambda transaction: transaction.run(f"{old} VALUES (?, ?, ?, ?, ?, ?, ?)", *values))
         assert made.is_referenced("a" * 64)
-        assert made._door.read(version) == 2
+        assert made._door.read(version) == len(schema.STEPS)
 
 
 def test_fact_19_database_of_a_newer_fastich_is_refused_and_untouched(
@@ -279,7 +279,7 @@ def test_deadlock_is_run_again(postgres_database: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(tries) == 3
+        assert len(tries) >= 3  # a loaded machine may bring a second deadlock about
         assert [study.reason for study in made.worklist()] == ["xx", "xx"]
 
 

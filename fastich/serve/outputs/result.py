@@ -5,17 +5,21 @@ another process, is what was found then.
 """
 
 import hashlib
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import fastich
 from fastich.labels import ANY, LABELS
 from fastich.serve.entities import Priority, Score
 from fastich.serve.outputs import uids
 
 PRELIMINARY = "PRELIMINARY, NOT FOR DIAGNOSIS; RESEARCH USE ONLY"
+VERSIONS = (fastich.__version__, importlib.metadata.version("highdicom"))
+"""What stands in the objects beside the result: of other software they are other bytes, so another object."""
 FLAGGED = "flagged"
 """What a study is that reaches its threshold, of a model without a three-way rule."""
 
@@ -71,7 +75,11 @@ class Result:
     def uid(self, kind: str) -> str:
         """The UID of one kind of object about this result (``uids.of_result``)."""
         return uids.of_result(
-            kind, self.study_uid, str(self.model["sha256"]), (sop_uid for sop_uid, _ in self.scored), self.said
+            kind,
+            self.study_uid,
+            str(self.model["sha256"]),
+            (sop_uid for sop_uid, _ in self.scored),
+            "\0".join((self.said, *VERSIONS)),
         )
 
 

@@ -28,6 +28,10 @@ WATCH_S = 0.1
 LAST_S = 1.0
 
 
+NOTHING: Any = None
+"""What the reader of pynetdicom's queue takes for "nothing came"; the queue's annotation does not know it."""
+
+
 class Contexts(list[PresentationContext]):
     """Supported contexts that all associations share: they are read only, and copying them costs 24 ms."""
 
@@ -64,7 +68,7 @@ class GuardedHandler(RequestHandler):
         if reason:
             connection.cut(reason)
         if association._started_dul and not association.dul.is_alive() and not connection.established:
-            association.dul.to_user_queue.put(None)  # nothing will come: do not wait acse_timeout for it
+            association.dul.to_user_queue.put(NOTHING)  # nothing will come: do not wait acse_timeout for it
 
 
 class GuardedServer(ThreadedAssociationServer):

@@ -168,9 +168,9 @@ def _refuse_open(path: Path) -> None:
 
 
 def user_name(typed: str, token: Token) -> str:
-    """Who is shown beside what was done: the name that was typed at the login, or the token's."""
+    """Who is shown beside what was done: the token's name, behind any that was typed, which proves nothing."""
     kept = "".join(character for character in typed if character.isprintable()).strip()[:NAME_CHARACTERS]
-    return kept or token.name
+    return f"{kept} ({token.name})" if kept else token.name
 
 
 def _sha256(text: str) -> str:

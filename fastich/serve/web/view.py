@@ -98,7 +98,7 @@ def _study_thresholds(document: Mapping[str, Any]) -> Mapping[str, float] | None
 def _acknowledged(study: Study) -> Json | None:
     if study.acknowledged_at is None:
         return None
-    return {"by": names.clean(study.acknowledged_by or "", 64), "at": study.acknowledged_at}
+    return {"by": names.clean(study.acknowledged_by or "", 128), "at": study.acknowledged_at}
 
 
 def left_out(document: Mapping[str, Any]) -> list[Json]:
@@ -196,7 +196,7 @@ def comment_view(comment: Comment) -> Json:
     lines = [names.clean(line, 2000) for line in comment.text.splitlines()]
     return {
         "comment_id": comment.comment_id,
-        "who": names.clean(comment.who, 64),
+        "who": names.clean(comment.who, 128),
         "created_at": comment.created_at,
         "text": "\n".join(lines),
     }
