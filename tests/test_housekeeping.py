@@ -229,7 +229,8 @@ def test_round_that_fails_is_logged_and_tried_again(
         assert gone(spool)
         thread.stop()
     assert "put off: locked" in caplog.text
-    assert "deleted Swept(objects=0, studies=0, orphans=1, events=0)" in caplog.text
+    assert "deleted 1 leftovers" in caplog.text
+    assert "1 of these objects had no row" in caplog.text
 
 
 def test_each_study_of_which_something_was_deleted_is_told(

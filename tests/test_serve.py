@@ -1,6 +1,9 @@
 """``python -m fastich.serve`` as its users run it: checks, dry runs, first start, restart in place, graceful stop."""
 
+import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import socket
@@ -95,19 +98,48 @@ def test_dry_run_says_what_would_happen_and_keeps_nothing(tmp_path: Path, model:
     assert "scored" in serve("--model", model, "--dry-run", files).stdout
 
 
-def test_first_start_prints_page_and_tokens_once_and_logs_neither(tmp_path: Path, model: Path) -> None:
+def test_first_start_says_where_the_page_and_its_tokens_are_and_logs_no_token(tmp_path: Path, model: Path) -> None:
     with served(tmp_path, model) as server:
         where = server.start()
-        token = (server.spool / "admin.token").read_text(encoding="ascii").strip()
-        assert token in server.words()
+        path = server.spool / "admin.token"
+        token = path.read_text(encoding="ascii").strip()
+        assert f"admin token: cat {path}" in server.words()
         assert f"open {where['http_url']} and log in" in server.words()
         asked = urllib.request.Request(where["http_url"] + "studies", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(asked) as answer:
             assert json.load(answer)["studies"] == []
         assert server.stop() == 0
-        server.start()
         assert token not in server.words()
+        server.start()
+        assert "token" not in server.words()
         assert server.stop() == 0
+
+
+def test_a_person_at_a_terminal_sees_the_token_at_the_first_start(tmp_path: Path, model: Path) -> None:
+    ours, theirs = pty.openpty()
+    flags = ("--model", model, "--spool", tmp_path / "spool", "--dicom-port", "0", "--http-port", "0")
+    command = [sys.executable, "-m", "fastich.serve", *map(str, flags)]
+    server = subprocess.Popen(command, stderr=theirs, env=environment())
+    os.close(theirs)
+    try:
+        until((tmp_path / "spool" / "serving.json").is_file, 60)
+    finally:
+        server.terminate()
+        server.wait(60)
+    said = b""
+    with contextlib.suppress(OSError):  # the other end is closed: Linux answers EIO
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    os.close(ours)
+    assert (tmp_path / "spool" / "admin.token").read_bytes().strip() in said
+
+
+def test_nobody_else_can_read_the_spool(tmp_path: Path, model: Path) -> None:
+    with served(tmp_path, model) as server:
+        server.start()
+        assert server.stop() == 0
+        assert server.spool.stat().st_mode & 0o077 == 0
+        assert [path for path in server.spool.iterdir() if path.stat().st_mode & 0o077] == []
 
 
 def test_a_second_process_on_the_same_spool_is_refused(tmp_path: Path, model: Path) -> None:

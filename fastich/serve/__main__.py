@@ -92,6 +92,7 @@ def _dry_run(config: ServeConfig, paths: list[Path], *, as_json: bool) -> int:
 def _serve(config: ServeConfig, argv: list[str]) -> int:
     """Serve until a signal; after a hang-up with sound settings and a sound model, start again in place."""
     log.set_up(config.log)
+    os.umask(0o077)  # patients' names stand in the database: nobody else reads what this process writes
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while it starts: its default would end the process
     server = Server(config)
     again = server.run(check=lambda: _reload_problems(argv))

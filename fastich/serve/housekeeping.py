@@ -46,6 +46,12 @@ class Swept:
     orphans: int = 0
     events: int = 0
 
+    @property
+    def words(self) -> str:
+        """The counts that are not 0, in words."""
+        counts = {"objects": self.objects, "studies": self.studies, "leftovers": self.orphans, "events": self.events}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
 
 class Housekeeping:
     """Deletes by age in a thread of its own between ``start`` and ``stop``."""
@@ -92,7 +98,9 @@ class Housekeeping:
             try:
                 swept = self.run_once()
                 if swept != Swept():
-                    LOG.info("deleted %s", swept)
+                    LOG.info("deleted %s", swept.words)
+                if swept.orphans:
+                    LOG.warning("%d of these objects had no row: from a crash, or from before a restore", swept.orphans)
             except (StoreError, OSError) as error:
                 LOG.error("put off: %s", error)
             self._stopped.wait(self._interval_s)

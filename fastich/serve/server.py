@@ -7,6 +7,7 @@ the tables say what is to be done when it starts again.
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ class Server:
         self._folder = folder
         self._config, self._undo = config, contextlib.ExitStack()
         session, study_session = open_model(config.model)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         spool = Spool(folder, config.spool)
         self.store = self._undo.enter_context(contextlib.closing(open_store(config.database.url or folder / DATABASE)))
         self.audit = Audit(config.audit, folder)
@@ -164,13 +165,15 @@ class Server:
             return not signals.must_end()
 
     def _say_where(self) -> None:
-        """Where the page is; at the first start also what opens it, on the terminal only and in no log."""
+        """Where the page is; at the first start also what opens it, in words only where a person watches."""
         log.info("http: %s", self.http_url)
-        if self._first_start and self._config.http.auth == "token":
-            for role in ("admin", "viewer"):
-                token = (self._folder / f"{role}.token").read_text(encoding="ascii").strip()
-                say(f"{role} token (kept in {self._folder / f'{role}.token'}): {token}")
-            say(f"open {self.http_url} and log in with one of them")
+        if not self._first_start or self._config.http.auth != "token":
+            return
+        for role in ("admin", "viewer"):
+            path = self._folder / f"{role}.token"
+            shown = path.read_text(encoding="ascii").strip() if sys.stderr.isatty() else f"cat {path}"
+            say(f"{role} token: {shown}")
+        say(f"open {self.http_url} and log in with one of them")
 
     def _threads_trouble(self) -> str:
         """Which threads beside the page's and the engine's are not there, in one line; empty where all are."""

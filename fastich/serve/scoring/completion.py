@@ -120,8 +120,12 @@ class Completion:
             self._try_again(study, words_of(error)[:MAX_REASON])
 
     def _write(self, study: Study, outcome: Outcome) -> None:
-        self._store.finish_study(study.study_uid, study.revision, outcome, self._deliveries_for(outcome))
-        self._on_final()
+        if self._store.finish_study(study.study_uid, study.revision, outcome, self._deliveries_for(outcome)):
+            # Not the reason: it may hold words of a header.
+            log.info(
+                "study %s: %s, %s", study.study_uid, outcome.state, outcome.priority.name.lower().replace("_", " ")
+            )
+            self._on_final()
         self._tries.pop(study.study_uid, None)
         self._not_before.pop(study.study_uid, None)
         self._partial_from.pop(study.study_uid, None)
