@@ -20,6 +20,7 @@ def send(port: int, files: Sequence[bytes], *, called: str = "FASTICH", calling:
     association = sender.associate("127.0.0.1", port, ae_title=called)
     if not association.is_established:
         return [-1] * len(files)
+    line = association.dul.socket.socket  # pynetdicom forgets to close it where the peer was killed
     statuses = []
     for data in files:
         try:
@@ -29,6 +30,7 @@ def send(port: int, files: Sequence[bytes], *, called: str = "FASTICH", calling:
         statuses.append(int(found.Status) if "Status" in found else -1)
     if association.is_established:
         association.release()
+    line.close()
     return statuses
 
 
