@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
     args = flags().parse_args(argv)
     if min(args.rate, args.hold, args.slices, args.size, args.within, args.quiet) <= 0:
         raise UsageError("--rate, --hold, --slices, --size, --within and --quiet must be above 0")
+    facts = run_facts(args)
     with work_folder(args.work) as work:
         folder = args.model or made_model(work, args)
         studies = templates(work, num_studies=NUM_TEMPLATES, num_slices=args.slices, size=args.size)
@@ -67,13 +68,12 @@ def main(argv: list[str]) -> int:
         def at(rate: float) -> Row:
             row = measure(load_of(args, rate), studies, work / "server", text, COMMAND)
             verb.say(line(row))
+            if args.json:  # each at once: a run of many rates may be interrupted
+                append_json(args.json, [row], facts)
             return row
 
         rows = [at(args.rate)] if args.quick else list(steps(args.rate, at))
-    facts = run_facts(args)
     print(report(rows, args, facts))
-    if args.json:
-        append_json(args.json, rows, facts)
     return 0
 
 
