@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from dicom_peer import dicom_peer
 from dicom_sender import SUCCESS, echo, send
-from serve_process import environment, served, until
+from served_process import environment, served, until
 from toy_model import toy_onnx, write_model
 
 from fastich import phantom

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from dicom_peer import DicomPeer, dicom_peer
 from dicom_sender import SUCCESS, send
-from serve_process import Served, served, until
+from served_process import Served, served, until
 from toy_model import write_model
 
 from fastich import phantom
