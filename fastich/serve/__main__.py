@@ -29,10 +29,9 @@ def main(argv: list[str]) -> int:
     config = settings(args)
     if args.dry_run and not args.check_config:
         return _dry_run(config, args.dry_run, as_json=args.json)
-    found = start_check.problems(config)
     if args.check_config:
-        return _check(config, found)
-    if found:
+        return _check(config)
+    if found := start_check.problems(config):  # the model is opened by the server itself
         raise UsageError("; ".join(found))
     return _serve(config, argv)
 
@@ -69,13 +68,20 @@ def settings(args: argparse.Namespace) -> ServeConfig:
     return config
 
 
-def _check(config: ServeConfig, found: list[str]) -> int:
-    """Print what cannot work; the model is opened too, for it is what fails most."""
-    if not found:
-        open_model(config.model)
+def _check(config: ServeConfig) -> int:
+    """Print what would not start."""
+    found = _problems(config)
     for line in found or ["the settings are sound, and the model opens"]:
         print(line)
     return 1 if found else 0
+
+
+def _problems(config: ServeConfig) -> list[str]:
+    """What would not start; the model is opened too, for it is what fails most."""
+    found = start_check.problems(config)
+    if not found:
+        open_model(config.model)
+    return found
 
 
 def _dry_run(config: ServeConfig, paths: list[Path], *, as_json: bool) -> int:
@@ -104,11 +110,7 @@ def _serve(config: ServeConfig, argv: list[str]) -> int:
 
 def _reload_problems(argv: list[str]) -> list[str]:
     """Why the settings and the model, as they are now, would not start."""
-    config = settings(_parser().parse_args(argv))
-    found = start_check.problems(config)
-    if not found:
-        open_model(config.model)
-    return found
+    return _problems(settings(_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

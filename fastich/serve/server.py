@@ -75,7 +75,7 @@ class Server:
         spool = Spool(folder, config.spool)
         self.store = self._undo.enter_context(contextlib.closing(open_store(config.database.url or folder / DATABASE)))
         self.audit = Audit(config.audit, folder)
-        self.sender = sender = Sender(self.store, spool, config, on_told=self._sent)
+        self.sender = Sender(self.store, spool, config, on_told=self._sent)
         self.engine = Engine(
             self.store,
             spool,
@@ -83,7 +83,7 @@ class Server:
             study_session,
             config.scoring,
             deliveries_for=self._deliveries_for,
-            on_final=sender.wake,
+            on_final=self.sender.wake,
         )
         self.housekeeping = Housekeeping(self.store, spool, config.retention, on_deleted=self._deleted)
         reception = Reception(self.audit)
