@@ -9,6 +9,8 @@ PEERS := webdataset ffcv
 # then what its import needs.
 MOSAIC_NEEDS := transformers Brotli python-snappy zstd xxhash catalogue
 STAMP := $(VENV)/.installed-$(CUDA)
+# A file of tests stays in one process; more than four only take memory (torch and DALI in each).
+TEST_FLAGS ?= -n logical --maxprocesses 4 --dist loadfile
 EXTRAS := $(if $(filter cu13,$(CUDA)),train-cu13,train),serve,dev
 
 .PHONY: help setup demo study serve-demo peers test check lint types fuzz bench clean
@@ -52,7 +54,7 @@ peers:
 	bash deploy/install_peers.sh
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 lint: setup
 	$(BIN)/python -m ruff check .
