@@ -1,11 +1,11 @@
 """The side store of a records folder: what one CNN says of every slice, written once and mapped when it is read.
 
 The sequence model is trained for tens of epochs on the CNN's embeddings; making them again each time would cost what
-the CNN costs. A store is ``RECORDS/side/embeddings-<first 12 hex digits of the weights' SHA-256>/`` and holds
-``embedding.npy`` float16 [M, C], ``logit.npy`` float32 [M, 6], ``rows.npy`` int64 [M] and, last, ``meta.json``. Below
-it ``pass-1`` and so on hold the same of augmented training slices. 2 KiB a slice: 1.6 GB for the 752,803 of RSNA 2019.
+the CNN costs. A store is ``RECORDS/side/embeddings-<first 12 hex digits of the weights' SHA-256>-<precision>/`` and
+holds ``embedding.npy`` float16 [M, C], ``logit.npy`` float32 [M, 6], ``rows.npy`` int64 [M] and, last, ``meta.json``.
+Below it ``pass-1`` and so on hold the same of augmented training slices. 2 KiB a slice: 1.6 GB for the 752,803 of RSNA 2019.
 
-A store is used for the very weights, records and input that it was made from, else it is made again. Opening reads it
+A store is used for the very weights, records, input and precision that it was made from, else it is made again. Opening reads it
 once (its hashes are compared). One process writes a store at a time.
 Shapes: M slices, C embedding channels.
 """
@@ -25,7 +25,7 @@ from fastich.errors import FastichError, RecordError
 from fastich.files import fsync_folder, sha256_file, write_json
 from fastich.labels import NUM_LABELS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SIDE_FOLDER = "side"
 EMBEDDING, LOGIT, ROWS, META = "embedding.npy", "logit.npy", "rows.npy", "meta.json"
 WHAT_TO_DO = "remove that folder: it is made again"
@@ -43,17 +43,19 @@ class Identity:
         weights_sha256: of the CNN (``checkpoint.weights_sha256``).
         dataset_sha256: of the records.
         input: size, windows, adjacent: what the CNN was fed with.
+        precision: number format of the CNN's pass: bfloat16 moves a logit by some hundredths.
         augmented_pass: 0 for slices as they are, else the number of the pass with augmentation on.
     """
 
     weights_sha256: str
     dataset_sha256: str
     input: dict[str, Any]
+    precision: str
     augmented_pass: int = 0
 
     def folder(self, records: Path) -> Path:
         """Where the store lies."""
-        store = records / SIDE_FOLDER / f"embeddings-{self.weights_sha256[:12]}"
+        store = records / SIDE_FOLDER / f"embeddings-{self.weights_sha256[:12]}-{self.precision}"
         return store / f"pass-{self.augmented_pass}" if self.augmented_pass else store
 
 

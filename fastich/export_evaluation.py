@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastich import verb
 from fastich.artifact import NOT_CALIBRATED, Thresholds, parse_thresholds
 from fastich.calibration import Calibration
 from fastich.conformal import Triage
@@ -53,6 +54,8 @@ STUDY_KEYS = (
     "rules",
 )
 """What it repeats of the key ``studies``, where there is one."""
+FLOAT32 = "float32"
+"""What the exported graphs compute in."""
 PATHS_IN_CONFIG = ("records", "out", "run")
 """Fields of a training config that name folders of the machine it ran on: not for model.json."""
 
@@ -113,6 +116,7 @@ def read_evaluation(folder: Path, trained: Trained, where: Path, weights: Sequen
         found = (metrics["config"], metrics["model"]["epoch"], metrics["dataset"]["trained_on_sha256"])
         judged = metrics["model"].get("weights_sha256")
         views = metrics.get("evaluation", {}).get("tta", "none")
+        precision = kept["precision"]
     except (OSError, KeyError, TypeError, ValueError) as error:
         what = f"{type(error).__name__} {error}"
         raise UsageError(f"{path}: expected what fastich.evaluate writes, found {what}") from error
@@ -123,6 +127,11 @@ def read_evaluation(folder: Path, trained: Trained, where: Path, weights: Sequen
         raise UsageError(
             f"{path}: expected an evaluation of {where}, epoch {trained.epoch}, "
             f"found one of another network, epoch {found[1]}; evaluate this run again"
+        )
+    if precision != FLOAT32:
+        verb.say(
+            f"{folder}: judged in {precision}, and the graphs compute in {FLOAT32}: logits differ by some hundredths; "
+            "evaluate without --amp for the thresholds and figures of what is exported"
         )
     return Evaluation(
         thresholds=thresholds,
@@ -147,7 +156,8 @@ def _kept(metrics: dict[str, Any]) -> dict[str, Any]:
         kept["studies"] = {key: metrics["studies"][key] for key in STUDY_KEYS}
     dataset = metrics["dataset"]
     leakage = {name: dataset.get(name) for name in ("leakage", "leakage_of_validation")}
-    return kept | {"dataset_sha256": dataset["dataset_sha256"], **leakage}
+    precision = metrics["machine"]["precision"]
+    return kept | {"dataset_sha256": dataset["dataset_sha256"], "precision": precision, **leakage}
 
 
 def _optional(path: Path, parse: Callable[[dict[str, Any]], object]) -> dict[str, Any] | None:

@@ -71,6 +71,19 @@ def test_another_network_does_not_get_this_ones_store(records: Path) -> None:
     assert not np.array_equal(its.embedding, mine.embedding)
 
 
+def test_what_was_seen_in_another_precision_is_another_store(records: Path) -> None:
+    run = loaded_cnn(records)
+    (exact,) = fill(run, records)
+    mixed = Feed(**{**vars(FEED), "precision": Precision(dtype=torch.bfloat16, device=torch.device("cpu"))})
+    (rounded,) = fill(run, records, feed=mixed)
+    assert rounded.folder != exact.folder
+    assert not np.array_equal(rounded.logit, exact.logit)
+    before = run.model.num_calls
+    (again,) = fill(run, records)
+    assert run.model.num_calls == before
+    assert np.array_equal(again.logit, exact.logit)
+
+
 def test_passes_hold_training_rows_each_changed_in_its_own_way(records: Path) -> None:
     run = loaded_cnn(records)
     plain, *passes = fill(run, records, passes=2)

@@ -10,7 +10,7 @@ from fastich.embeddings import EMBEDDING, LOGIT, META, ROWS, Chunk, Identity, op
 from fastich.errors import FastichError, RecordError
 from fastich.files import sha256_file
 
-IDENTITY = Identity(weights_sha256="ab" * 32, dataset_sha256="cd" * 32, input={"size": 32})
+IDENTITY = Identity(weights_sha256="ab" * 32, dataset_sha256="cd" * 32, input={"size": 32}, precision="float32")
 NUM_ROWS, SIZE = 10, 4
 EVERY = np.arange(NUM_ROWS)
 
@@ -32,7 +32,7 @@ def test_a_store_says_what_was_written(tmp_path: Path) -> None:
     write_store(tmp_path, IDENTITY, EVERY, chunks())
     store = open_store(tmp_path, IDENTITY, EVERY)
     assert store is not None
-    assert store.folder == tmp_path / "side" / "embeddings-abababababab"
+    assert store.folder == tmp_path / "side" / "embeddings-abababababab-float32"
     assert store.embedding.dtype == np.float16
     assert store.embedding.tolist() == [[row + place for place in range(SIZE)] for row in range(NUM_ROWS)]
     assert (store.logit == -np.arange(NUM_ROWS, dtype=np.float32)[:, None]).all()
@@ -53,6 +53,7 @@ def test_meta_names_what_the_store_was_made_from(tmp_path: Path) -> None:
         {"weights_sha256": "abababababab" + "0" * 52},
         {"dataset_sha256": "ef" * 32},
         {"input": {"size": 64}},
+        {"precision": "bfloat16"},
     ],
 )
 def test_a_store_of_anything_else_is_not_used(tmp_path: Path, other: dict[str, object]) -> None:

@@ -410,7 +410,7 @@ def write_evaluation(folder: Path, run: Path, **changed: object) -> checkpoint.L
         "dataset": {"dataset_sha256": "34" * 32, "trained_on_sha256": "12" * 32, "records": "/srv/secret"},
         "model": {"epoch": 4},
         "config": loaded.config,
-        "machine": "secret",
+        "machine": {"device_name": "secret", "precision": "float32"},
     }
     (folder / "thresholds.json").write_text(json.dumps(thresholds))
     (folder / "metrics.json").write_text(json.dumps(metrics | changed))
@@ -421,8 +421,18 @@ def test_evaluation_brings_thresholds_and_metrics(tmp_path: Path, run: Path) -> 
     found = read_evaluation(tmp_path, write_evaluation(tmp_path, run), run)
     assert found.thresholds.values == pytest.approx((0, 0.1, 0.2, 0.3, 0.4, 0.5))
     assert found.thresholds.rule == "max-f1 on val"
-    assert set(found.metrics) == {*EVALUATION_KEYS, "dataset_sha256", "leakage", "leakage_of_validation"}
+    assert set(found.metrics) == {*EVALUATION_KEYS, "dataset_sha256", "precision", "leakage", "leakage_of_validation"}
     assert "secret" not in str(found.metrics)
+
+
+def test_an_evaluation_in_another_precision_than_the_graphs_is_said(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_evaluation(tmp_path, write_evaluation(tmp_path, run), run)
+    assert capsys.readouterr().err == ""
+    loaded = write_evaluation(tmp_path, run, machine={"precision": "bfloat16"})
+    assert read_evaluation(tmp_path, loaded, run).metrics["precision"] == "bfloat16"
+    assert "judged in bfloat16, and the graphs compute in float32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", [{"model": {"epoch": 3}}, {"config": {"size": SIZE}}])

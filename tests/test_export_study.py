@@ -95,6 +95,7 @@ def write_evaluation(folder: Path, **changed: Any) -> Path:
         | {
             "dataset": {"dataset_sha256": "34" * 32, "trained_on_sha256": "cd" * 32},
             "model": {"epoch": 7},
+            "machine": {"precision": "float32"},
             "config": CONFIG,
             "studies": dict.fromkeys(STUDY_KEYS) | {"reports": "long"},
         }

@@ -70,7 +70,7 @@ def ensure_store(
     Raises:
         RecordError: it is damaged.
     """
-    identity = identity_of(run, reader, augmented_pass)
+    identity = identity_of(run, reader, feed.precision.name, augmented_pass)
     store = embeddings.open_store(records, identity, rows)
     if store is None:
         verb.say(f"embeddings: {identity.folder(records)} is made now, {len(rows)} slices")
@@ -82,12 +82,13 @@ def ensure_store(
     return store
 
 
-def identity_of(run: LoadedRun, reader: RecordReader, augmented_pass: int = 0) -> Identity:
-    """What a store of this network over these records must say of itself."""
+def identity_of(run: LoadedRun, reader: RecordReader, precision: str, augmented_pass: int = 0) -> Identity:
+    """What a store of this network over these records, seen in ``precision``, must say of itself."""
     return Identity(
         weights_sha256=weights_sha256(run.model),
         dataset_sha256=reader.dataset_sha256,
         input=run.meta["input"],
+        precision=precision,
         augmented_pass=augmented_pass,
     )
 
