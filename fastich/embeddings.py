@@ -3,10 +3,11 @@
 The sequence model is trained for tens of epochs on the CNN's embeddings; making them again each time would cost what
 the CNN costs. A store is ``RECORDS/side/embeddings-<first 12 hex digits of the weights' SHA-256>-<precision>/`` and
 holds ``embedding.npy`` float16 [M, C], ``logit.npy`` float32 [M, 6], ``rows.npy`` int64 [M] and, last, ``meta.json``.
-Below it ``pass-1`` and so on hold the same of augmented training slices. 2 KiB a slice: 1.6 GB for the 752,803 of RSNA 2019.
+Below it ``pass-1`` and so on hold the same of augmented training slices. 2 KiB a slice: 1.6 GB for the 752,803 of
+RSNA 2019.
 
-A store is used for the very weights, records, input and precision that it was made from, else it is made again. Opening reads it
-once (its hashes are compared). One process writes a store at a time.
+A store is used for the very weights, records, input and precision that it was made from, else it is made again. Opening
+reads it once (its hashes are compared). One process writes a store at a time.
 Shapes: M slices, C embedding channels.
 """
 

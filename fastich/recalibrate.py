@@ -5,11 +5,14 @@ bias are fitted anew on the raw logits of each label that has enough of both cla
 new model folder gets the constants, the thresholds, a model.json that says all of it and its model card. No torch, no
 pixels of patients: seconds, most of them for asking every new file whether it says what it should.
 
+Scores must be those of float32, in which thresholds and triage were chosen.
+
 With study.onnx in the folder, what scoring shows is the sequence model's: outcomes of slices recalibrate its slices,
 outcomes of studies its studies, each by itself. model.onnx and its variants stay as they are, so that their own
 probabilities are neither what scoring shows nor recalibrated. Without study.onnx, model.onnx and its variants are
 recalibrated, and outcomes of studies calibrate the study's score, which is its largest slice: a slice's probability is
-then that of a study whose largest slice it is.
+then that of a study whose largest slice it is. Slices and studies have cuts of their own in that one probability: those
+of what the outcomes speak of are chosen again, the others move with it and stand at the raw logits where they stood.
 """
 
 import dataclasses
@@ -41,6 +44,7 @@ from fastich.refit import (
     STORED,
     Decision,
     Refit,
+    carried,
     choose_thresholds,
     document,
     outdated,
@@ -53,6 +57,7 @@ from fastich.study_contract import STUDY_FILE
 from fastich.types import HuArray
 from fastich.verb import option, required
 
+FLOAT32 = "float32"
 HEADS = 4
 """Slices that every new file is asked about: preprocessing and network are the old ones, only the end is new."""
 
@@ -124,7 +129,7 @@ def recalibrate(config: RecalibrateConfig) -> dict[str, Any]:
         triage=triage,
     )
     if session is None:
-        new, contents = without_study(config.model, old, now, refit.calibration)
+        new, contents = without_study(config.model, old, outcomes.unit, now, before, refit.calibration)
     else:
         new, contents = with_study(config.model, old, session, outcomes.unit, now, refit.calibration)
     write_folder(config.out, new, contents)
@@ -137,7 +142,19 @@ def recalibrate(config: RecalibrateConfig) -> dict[str, Any]:
         "unchanged": [] if session is None else sorted(set(contents) - {STUDY_FILE}),
         "left_out": sorted(set(old.files) - set(contents)),
         "triage": triage_note,
+        "other_thresholds": None if session else _other_thresholds(new, outcomes.unit),
         "labels": label_rows(before, was.thresholds, refit, now.thresholds),
+    }
+
+
+def _other_thresholds(new: Artifact, unit: str) -> dict[str, Any]:
+    """What decides about what the outcomes do not speak of."""
+    cuts = new.study_thresholds if unit == "slice" else new.thresholds
+    assert cuts is not None  # ``without_study`` gives both
+    return {
+        "unit": "study" if unit == "slice" else "slice",
+        "rule": cuts.rule,
+        "values": dict(zip(LABELS, cuts.values, strict=True)),
     }
 
 
@@ -168,6 +185,13 @@ def _require_same_networks(
                 f"found {_short(found)}; score with this model"
             )
 
+    precision = model.get("precision", FLOAT32)
+    if precision != FLOAT32:
+        raise UsageError(
+            f"{config.scores}: expected scores in {FLOAT32}, in which the folder's thresholds were chosen, "
+            f"found {precision}; score without --precision {precision}"
+        )
+
 
 def _short(sha256: str | None) -> str:
     return "none" if sha256 is None else sha256[:12]
@@ -177,7 +201,13 @@ def _decision(artifact: Artifact, session: StudySession | None, unit: str) -> De
     """What decides about what the outcomes speak of."""
     if session is not None:
         return decision_of(session.part, unit)
-    return Decision(calibration=artifact.calibration, thresholds=artifact.thresholds, triage=artifact.triage)
+    thresholds = artifact.thresholds if unit == "slice" else study_cuts(artifact)
+    return Decision(calibration=artifact.calibration, thresholds=thresholds, triage=artifact.triage)
+
+
+def study_cuts(artifact: Artifact) -> Thresholds:
+    """What cuts a study's largest slice: in folders from before there were such thresholds, those of slices."""
+    return artifact.study_thresholds or artifact.thresholds
 
 
 def _read(was: Decision, folder: Path) -> Calibration:
@@ -191,9 +221,11 @@ def _read(was: Decision, folder: Path) -> Calibration:
 
 
 def without_study(
-    folder: Path, old: Artifact, now: Decision, calibration: Calibration
+    folder: Path, old: Artifact, unit: str, now: Decision, before: Calibration, calibration: Calibration
 ) -> tuple[Artifact, dict[str, bytes]]:
     """The new model.json, but for its files, and every ONNX file with the new constants, checked.
+
+    ``now`` decides about each ``unit``; the calibration was ``before``.
 
     TorchScript holds its constants in an archive that only torch reads: model.ts is left out.
 
@@ -204,15 +236,20 @@ def without_study(
     if not names:
         raise ArtifactError(f"{folder}: expected an ONNX file, found {TORCHSCRIPT_FILE} alone; export model.onnx")
     heads = list(batches_of(synthetic_heads(HEADS)))
+    if unit == "slice":
+        slices, studies = now.thresholds, carried(study_cuts(old), before, calibration, "study")
+    else:
+        slices, studies = carried(old.thresholds, before, calibration, "slice"), now.thresholds
     contents: dict[str, bytes] = {}
     parity = {pair: found for pair, found in old.parity.items() if TORCHSCRIPT_FILE not in pair}
     for name in verb.progress(names, total=len(names), unit="files", title="recalibrate"):
         was = contract.read_verified(folder, old, name)
         contents[name] = with_calibration(was, calibration, where=name)
-        parity |= compare(name, was, contents[name], calibration, heads, now.thresholds)
+        parity |= compare(name, was, contents[name], calibration, heads, slices)
     new = dataclasses.replace(
         old,
-        thresholds=now.thresholds,
+        thresholds=slices,
+        study_thresholds=studies,
         triage=now.triage,
         calibration=now.calibration,
         metrics=outdated(old.metrics),
@@ -281,6 +318,10 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         f"{report['num_without_score']} outcomes without a score; after: cross-fitted by patient"
     )
     yield f"triage: {report['triage']}"
+    if report["other_thresholds"]:
+        others = report["other_thresholds"]
+        cuts = ", ".join(f"{label} {value:.4f}" for label, value in others["values"].items())
+        yield f"thresholds of each {others['unit']}, where its logits were cut before: {cuts}"
     if report["unchanged"]:
         yield (
             f"recalibrated: {STUDY_FILE}, its {report['unit']} probabilities; as before: "

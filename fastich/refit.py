@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from fastich import calibration as fitting
 from fastich import conformal, operating_points
 from fastich.artifact import Thresholds
-from fastich.calibration import Calibration
+from fastich.calibration import Calibration, LabelCalibration
 from fastich.conformal import Triage
 from fastich.errors import FastichError
 from fastich.labels import ANY, LABELS, UNKNOWN
@@ -22,6 +23,9 @@ from fastich.outcomes import Joined, Outcomes
 
 STORED, KEEP = "stored", "keep"
 """Rules of thresholds beside those of ``operating_points``: the model's own, and none: the same probabilities."""
+
+ROUNDING = 1e-6
+"""Of a probability: graphs compute in float32, and the case that a cut was put at must stay above it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +125,39 @@ def choose_thresholds(old: Thresholds, refit: Refit, joined: Joined, rule: str, 
             )
     source = f"{text} on {outcomes.unit} outcomes {outcomes.sha256[:12]}"
     return Thresholds(values=tuple(values), rule=source + (f", not {', '.join(refit.kept)}" if refit.kept else ""))
+
+
+def carried(old: Thresholds, before: Calibration, after: Calibration, unit: str) -> Thresholds:
+    """The cuts of the ``unit`` that no outcome spoke of, in the new probabilities: each at its old raw logit.
+
+    What was found is found again; only of ``any`` a subtype may be what its probability comes from.
+    """
+    cuts = [
+        value if was == now else _moved(value, was, now)
+        for value, was, now in zip(old.values, before.of_label, after.of_label, strict=True)
+    ]
+    note = f", the same {unit} logits after recalibration"
+    return Thresholds(values=tuple(cuts), rule=old.rule.removesuffix(note) + note)
+
+
+def _moved(cut: float, was: LabelCalibration, now: LabelCalibration) -> float:
+    """The new probability of the least logit whose old one reaches ``cut``, lowered by ``ROUNDING``."""
+    least = least_logit(was, cut)
+    if not np.isfinite(least):  # everything is found, or nothing is
+        return cut
+    return float(now.probability(np.array([least]))[0]) * (1 - ROUNDING)
+
+
+def least_logit(calibration: LabelCalibration, probability: float) -> float:
+    """The least raw logit that reaches ``probability``; -inf where each does, inf where none does."""
+    if calibration.knots:
+        x, y = np.array(calibration.knots, dtype=np.float64).T
+        if not y[0] < probability <= y[-1]:
+            return -np.inf if probability <= y[0] else np.inf
+        after = int(np.searchsorted(y, probability))
+        share = (probability - y[after - 1]) / (y[after] - y[after - 1])
+        return float(x[after - 1] + share * (x[after] - x[after - 1]))
+    return float((logit(probability) - calibration.bias) / calibration.scale)
 
 
 def refit_triage(was: Mapping[str, Any] | None, joined: Joined, unit: str) -> tuple[Mapping[str, Any] | None, str]:

@@ -173,6 +173,74 @@ def test_outcomes_of_studies_calibrate_the_largest_slice_and_the_triage(
     assert report["triage"].startswith("chosen again on the outcomes")
 
 
+def with_study_cuts(model: Path) -> Thresholds:
+    cuts = Thresholds(values=(0.41, 0.42, 0.43, 0.44, 0.45, 0.76), rule="sensitivity:0.9 on val")
+    contract.write_manifest(model, dataclasses.replace(load_artifact(model), study_thresholds=cuts))
+    return cuts
+
+
+def found(folder: Path, cuts: Thresholds, label: int) -> list[bool]:
+    """Which studies of the site a folder finds a label in, by their largest logit."""
+    calibration = Calibration.from_document(load_artifact(folder).calibration)
+    largest = site()[0].reshape(NUM_STUDIES, SLICES, 6).max(axis=1)
+    return (calibration.of_label[label].probability(largest[:, label]) >= cuts.values[label]).tolist()
+
+
+@pytest.mark.parametrize("rule", ["stored", "keep", "youden"])
+def test_outcomes_of_slices_leave_the_decisions_of_studies_as_they_were(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path, rule: str
+) -> None:
+    old = with_study_cuts(model)
+    report = run(model, outcomes, scores, tmp_path / "new", rule=rule)
+    new = load_artifact(tmp_path / "new").study_thresholds
+    assert new is not None
+    for label in range(6):
+        before = found(model, old, label)
+        assert found(tmp_path / "new", new, label) == before
+        assert 0 < sum(before) < NUM_STUDIES
+    assert new.values[5] != old.values[5]
+    assert report["other_thresholds"]["unit"] == "study"
+    assert report["other_thresholds"]["values"] == dict(zip(LABELS, new.values, strict=True))
+    assert any(line.startswith("thresholds of each study, where") for line in recalibrate.table(report))
+
+
+def test_folder_without_cuts_of_studies_keeps_cutting_them_where_it_did(
+    model: Path, outcomes: Path, scores: Path, tmp_path: Path
+) -> None:
+    old = load_artifact(model)
+    assert old.study_thresholds is None
+    run(model, outcomes, scores, tmp_path / "new")
+    new = load_artifact(tmp_path / "new").study_thresholds
+    assert new is not None
+    assert found(tmp_path / "new", new, 5) == found(model, old.thresholds, 5)
+
+
+def test_outcomes_of_studies_choose_the_cuts_of_studies_and_leave_the_decisions_on_slices(
+    model: Path, scores: Path, tmp_path: Path
+) -> None:
+    old = with_study_cuts(model)
+    report = run(model, study_outcomes(tmp_path / "studies.csv"), scores, tmp_path / "new", least=10)
+    artifact = load_artifact(tmp_path / "new")
+    assert artifact.study_thresholds is not None
+    assert artifact.study_thresholds.rule.startswith("sensitivity:0.9 on study outcomes ")
+    assert artifact.study_thresholds.values[5] == report["labels"]["any"]["threshold"] != old.values[5]
+    assert report["labels"]["any"]["threshold_before"] == old.values[5]
+    before, after = (Calibration.from_document(load_artifact(at).calibration) for at in (model, tmp_path / "new"))
+    logit = site()[0][:, 5]
+    was = before.of_label[5].probability(logit) >= 0.3
+    assert ((after.of_label[5].probability(logit) >= artifact.thresholds.values[5]) == was).all()
+    assert artifact.thresholds.rule == "max-f1 on val, the same slice logits after recalibration"
+
+
+def test_scores_in_another_precision_are_refused(model: Path, outcomes: Path, tmp_path: Path) -> None:
+    document = score_document()
+    document["model"]["precision"] = "int8"
+    path = tmp_path / "int8.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"expected scores in float32, .* found int8; score without --precision int8"):
+        run(model, outcomes, path, tmp_path / "new")
+
+
 def test_model_may_be_recalibrated_again(model: Path, outcomes: Path, scores: Path, tmp_path: Path) -> None:
     run(model, outcomes, scores, tmp_path / "new")
     run(tmp_path / "new", outcomes, scores, tmp_path / "newer")

@@ -7,7 +7,7 @@ from fastich.calibration import NONE, Calibration, LabelCalibration, fit
 from fastich.errors import FastichError
 from fastich.labels import LABELS
 from fastich.outcomes import Joined, Outcomes
-from fastich.refit import choose_thresholds, document, outdated, refit_labels, refit_triage
+from fastich.refit import carried, choose_thresholds, document, least_logit, outdated, refit_labels, refit_triage
 
 OUTCOMES = Outcomes(unit="slice", labels={}, sha256="cd" * 32)
 OLD = Thresholds(values=(0.11, 0.12, 0.13, 0.14, 0.15, 0.16), rule="max-f1 on val")
@@ -160,3 +160,57 @@ def test_document_says_from_what_and_what_was_before() -> None:
     assert (found["outcomes_sha256"], found["num_rows"], found["num_patients"]) == ("cd" * 32, 900, 150)
     assert set(found["quality"]["any"]["after"]) == {"ece", "brier"}
     assert found["quality"]["intraparenchymal"] == {"before": None, "after": None}
+
+
+KNOTS = ((-2.0, 0.1), (-1.0, 0.1), (1.0, 0.6), (3.0, 0.9))
+MAPS = [
+    LabelCalibration(),
+    LabelCalibration(method="platt", scale=0.4, bias=-1.5),
+    LabelCalibration(method="temperature", scale=2.5),
+    LabelCalibration(method="isotonic", knots=KNOTS),
+]
+
+
+@pytest.mark.parametrize("calibration", MAPS)
+def test_least_logit_is_where_a_probability_is_first_reached(calibration: LabelCalibration) -> None:
+    for probability in (0.11, 0.3, 0.6, 0.85):
+        least = least_logit(calibration, probability)
+        below, at = calibration.probability(np.array([least - 1e-6, least]))
+        assert below < probability == pytest.approx(at, abs=1e-12)
+
+
+def test_least_logit_of_what_is_always_or_never_reached_has_no_end() -> None:
+    stepped = LabelCalibration(method="isotonic", knots=KNOTS)
+    assert (least_logit(stepped, 0.1), least_logit(stepped, 0.95)) == (-np.inf, np.inf)
+    assert (least_logit(LabelCalibration(), 0.0), least_logit(LabelCalibration(), 1.0)) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("was", MAPS)
+def test_carried_cuts_find_what_they_found(was: LabelCalibration) -> None:
+    before = Calibration(method="platt", of_label=(was,) * 6)
+    after = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.7, bias=-3.0),) * 6)
+    old = Thresholds(values=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7), rule="max-f1 on val")
+    logits = np.random.default_rng(0).normal(0, 3, (2000, 6))
+    new = carried(old, before, after, "study")
+    for i in range(6):
+        found = was.probability(logits[:, i]) >= old.values[i]
+        assert found.any()
+        assert ((after.of_label[i].probability(logits[:, i]) >= new.values[i]) == found).all()
+    assert new.rule == "max-f1 on val, the same study logits after recalibration"
+    assert carried(new, after, before, "study").rule == new.rule
+
+
+def test_the_case_that_a_carried_cut_stands_at_stays_found_in_float32() -> None:
+    after = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.37, bias=-2.1),) * 6)
+    for logit in np.random.default_rng(1).normal(0, 2, 50):
+        cut = float(LabelCalibration().probability(np.array([logit]))[0])
+        new = carried(Thresholds(values=(cut,) * 6, rule="x"), NONE, after, "slice")
+        assert np.float32(after.of_label[0].probability(np.array([logit]))[0]) >= new.values[0]
+
+
+def test_cuts_of_labels_that_kept_their_calibration_do_not_move() -> None:
+    old = Thresholds(values=(0.0, 0.2, 0.3, 0.4, 0.5, 1.0), rule="x")
+    assert carried(old, NONE, NONE, "study").values == old.values
+    other = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=2.0, bias=1.0),) * 6)
+    assert carried(old, NONE, other, "study").values[0] == 0.0
+    assert carried(old, NONE, other, "study").values[5] == 1.0
