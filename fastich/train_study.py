@@ -193,10 +193,13 @@ def _finish(job: StudyJob, position: Position) -> dict[str, Any]:
     summary = _summary(job, position)
     write_json(job.config.out / RUN_JSON, summary)
     found = summary["val"]
+    alone = "its CNN alone, which has learned too," if job.config.end_to_end else "CNN alone"
     verb.say(
-        f"kept: epoch {position.stopping.best_epoch + 1}: validation log loss {found['log_loss']:.4f}, CNN alone "
+        f"kept: epoch {position.stopping.best_epoch + 1}: validation log loss {found['log_loss']:.4f}, {alone} "
         f"{found['cnn_log_loss']:.4f}; {position.seconds:.0f} s; {job.folder.best}"
     )
+    if found["log_loss"] > found["cnn_log_loss"]:
+        verb.say("slices are judged better by that CNN alone: train for more epochs, or with another --seed")
     return summary
 
 
