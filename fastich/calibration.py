@@ -9,7 +9,7 @@ Slices or studies: any logits [N, 6]. Shapes: N rows, K = 6 labels in the order 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -226,10 +226,22 @@ def fit_label(logit_N: Floats, truth_N: NDArray[np.bool_], method: str) -> Label
     return found(method=method, scale=scale, bias=bias)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossFitted:
+    """Probabilities float64 [N, 6], each row's by a calibration that never saw its group.
+
+    ``unfitted`` names the labels that can be calibrated on all groups, but not on some folds' other groups: how many
+    folds, and why. There a row keeps the sigmoid, so what calibration is worth is not measured on it.
+    """
+
+    probability: Floats
+    unfitted: dict[str, str]
+
+
 def cross_fitted(
     logit_NK: ArrayLike, labels_NK: ArrayLike, groups_N: ArrayLike, method: str, folds: int = FOLDS, seed: int = 0
-) -> Floats:
-    """Probabilities float64 [N, 6], each row's by a calibration that never saw its group: what calibration is worth.
+) -> CrossFitted:
+    """What calibration is worth: each group is calibrated by the others.
 
     Args:
         logit_NK: raw logits [N, 6].
@@ -244,26 +256,42 @@ def cross_fitted(
     """
     logit, labels = checked(logit_NK, labels_NK)
     fold_N = group_folds(groups_N, labels, folds, seed)
+    whole, parts = fit(logit, labels, method), []
     out = np.empty_like(logit)
     for fold in range(folds):
         held = fold_N == fold
-        out[held] = fit(logit[~held], labels[~held], method).probability(logit[held])
-    return out
+        parts.append(fit(logit[~held], labels[~held], method))
+        out[held] = parts[-1].probability(logit[held])
+    return CrossFitted(probability=out, unfitted=_unfitted(whole, parts))
+
+
+def _unfitted(whole: Calibration, parts: Sequence[Calibration]) -> dict[str, str]:
+    """The labels that ``whole`` calibrates and some of ``parts`` do not, in words."""
+    found = {}
+    for label in LABELS:
+        reasons = [part.uncalibrated[label] for part in parts if label in part.uncalibrated]
+        if reasons and label not in whole.uncalibrated:
+            why = "; ".join(dict.fromkeys(reasons))
+            found[label] = f"not calibrated in {len(reasons)} of {len(parts)} folds, {why}"
+    return found
 
 
 def group_folds(groups_N: ArrayLike, labels_NK: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """Fold of each row [N]: whole groups, each label's positives spread over the folds.
+    """Fold of each row [N]: whole groups, each label's positives spread over the folds, none of them empty.
 
     Raises:
         ValueError: there are fewer than 2 folds, or fewer groups than folds.
     """
     names, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
     if not 2 <= folds <= len(names):
-        raise ValueError(f"cross-fitting: expected 2 to {len(names)} folds (one patient each), found {folds}")
+        raise ValueError(
+            f"cross-fitting: expected 2 or more folds and a patient for each, found {folds} folds and {len(names)} "
+            "patients; give outcomes, or validation studies, of more patients"
+        )
     positive = [np.bincount(group_N[column == 1], minlength=len(names)) > 0 for column in labels_NK.T]
     weights = np.stack([*positive, np.bincount(group_N)], axis=1).astype(np.int64)
     rng = np.random.default_rng([seed, FOLD_STREAM])
-    dealt = stratify(weights, np.full(folds, 1 / folds), tuple(range(folds)), rng)
+    dealt = stratify(weights, np.full(folds, 1 / folds), None, rng)  # no order of folds: they are all alike
     return np.asarray(dealt[group_N], dtype=np.int64)
 
 

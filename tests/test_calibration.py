@@ -267,7 +267,7 @@ def test_cross_fitted_probability_never_comes_from_the_rows_own_patient() -> Non
     fold = group_folds(patients, labels, 5, seed=1)
     turned = labels.copy()
     turned[patients == 7] = labels[patients == 7][::-1]  # the same labels a patient, so the same folds
-    before, after = (cross_fitted(3 * logit, one, patients, "platt", seed=1) for one in (labels, turned))
+    before, after = (cross_fitted(3 * logit, one, patients, "platt", seed=1).probability for one in (labels, turned))
     np.testing.assert_array_equal(before[fold == fold[7 * 8]], after[fold == fold[7 * 8]])
     others = fold != fold[7 * 8]
     assert (before[others] != after[others]).all(axis=0).any()
@@ -288,16 +288,52 @@ def test_folds_hold_whole_patients_and_spread_the_rarest_label() -> None:
 @pytest.mark.parametrize("method", FITTED)
 def test_cross_fitted_calibration_of_overconfident_logits_is_calibrated(method: str) -> None:
     logit, labels = honest(4000)
-    found = cross_fitted(3 * logit, labels, np.arange(4000) // 10, method)
+    found = cross_fitted(3 * logit, labels, np.arange(4000) // 10, method).probability
     errors = [expected_calibration_error(labels[:, i], found[:, i]) for i in range(ANY)]
     assert max(errors) < 0.03
 
 
-@pytest.mark.parametrize("folds", [1, 6])
-def test_too_few_patients_or_folds_are_refused(folds: int) -> None:
+@given(
+    arrays(np.int64, st.tuples(st.integers(2, 40), st.just(6)), elements=st.sampled_from([0, 1, -1])),
+    st.integers(2, 5),
+    st.integers(1, 4),
+)
+def test_no_fold_is_empty_and_each_has_its_share_of_the_rarest_label(labels: np.ndarray, folds: int, size: int) -> None:
+    """Whatever each patient has: before, five patients with a subtype each all went to fold 0."""
+    assume(folds <= len(labels))
+    fold = group_folds(np.repeat(np.arange(len(labels)), size), np.repeat(labels, size, axis=0), folds, seed=0)[::size]
+    assert sorted(set(fold)) == list(range(folds))
+    carriers = (labels == 1).sum(axis=0)
+    rarest = min(range(6), key=lambda column: carriers[column])
+    shares = np.bincount(fold[labels[:, rarest] == 1], minlength=folds)
+    assert shares.max() - shares.min() <= 1
+
+
+def test_patients_with_a_subtype_each_are_a_fold_each() -> None:
+    labels = np.concatenate([np.eye(5, dtype=np.int64), np.ones((5, 1), dtype=np.int64)], axis=1)
+    fold = group_folds(np.repeat(np.arange(5), 3), np.repeat(labels, 3, axis=0), 5, seed=0)
+    assert sorted(fold[::3]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("folds", "patients"), [(1, 5), (6, 5), (2, 1)])
+def test_too_few_patients_or_folds_are_refused(folds: int, patients: int) -> None:
     logit, labels = honest(20)
-    with pytest.raises(ValueError, match=rf"expected 2 to 5 folds \(one patient each\), found {folds}"):
-        cross_fitted(logit, labels, np.arange(20) // 4, "platt", folds=folds)
+    wanted = rf"expected 2 or more folds and a patient for each, found {folds} folds and {patients} patients"
+    with pytest.raises(ValueError, match=wanted):
+        cross_fitted(logit, labels, np.arange(20) % patients, "platt", folds=folds)
+
+
+def test_label_that_a_part_of_the_patients_cannot_calibrate_is_named_with_its_folds() -> None:
+    logit, labels = honest(400)
+    patients = np.arange(400) // 20
+    labels[patients != 3, 0] = 0  # of one patient, so the others have none when it is held out
+    labels[:, 1] = 0  # nobody's: no calibration at all, which is said elsewhere
+    found = cross_fitted(logit, labels, patients, "platt", folds=4)
+    assert found.unfitted == {"epidural": "not calibrated in 1 of 4 folds, undefined: no positives"}
+    fold = group_folds(patients, labels, 4, seed=0)
+    held = fold == fold[patients == 3][0]
+    np.testing.assert_allclose(found.probability[held, 0], 1 / (1 + np.exp(-logit[held, 0])))
+    assert cross_fitted(logit, labels, patients, "none", folds=4).unfitted == {}
 
 
 def test_ece_and_brier_are_right_by_hand() -> None:
@@ -347,7 +383,7 @@ def test_before_and_after_is_json_and_leaves_unknown_labels_out() -> None:
     labels[:, 0] = -1
     labels[:100, 1] = -1
     before = NONE.probability(3 * logit)
-    found = before_and_after(labels, before, cross_fitted(3 * logit, labels, np.arange(600), "platt"))
+    found = before_and_after(labels, before, cross_fitted(3 * logit, labels, np.arange(600), "platt").probability)
     json.dumps(found, allow_nan=False)
     assert found["epidural"] == {"num_positive": 0, "num_negative": 0, "before": None, "after": None}
     row = found["intraparenchymal"]

@@ -28,8 +28,8 @@ def calibration_numbers(
     """JSON values about the calibration ``of``, which was fitted on the table ``validation``.
 
     ``judged``: ECE and Brier score of each label on the judged split, ``raw`` and ``calibrated``. ``cross_fitted``: ECE
-    on validation where each patient is calibrated by the others, or None with one patient. ``macro`` is the mean over
-    labels that have a positive.
+    on validation where each patient is calibrated by the others, or None with one patient; ``unfitted`` there names the
+    labels that some folds could not calibrate, and why. ``macro`` is the mean over labels that have a positive.
     """
     patients = judged["patient_id"].to_numpy(str)
     raw, after = calibration.NONE.probability(logits(judged)), of.probability(logits(judged))
@@ -46,12 +46,14 @@ def calibration_numbers(
 
 
 def _cross_fitted(validation: pd.DataFrame, method: str, num_resamples: int, seed: int) -> dict[str, Any] | None:
+    """The figures with the number of ``folds``, and the labels that some of them could not calibrate (``unfitted``)."""
     patients = validation["patient_id"].to_numpy(str)
     folds = min(calibration.FOLDS, len(np.unique(patients)))
     if folds < FEWEST_FOLDS:
         return None
-    p = calibration.cross_fitted(logits(validation), truth(validation), patients, method, folds, seed)
-    return {"folds": folds, **quality(truth(validation), p, patients, num_resamples=num_resamples, seed=seed)}
+    made = calibration.cross_fitted(logits(validation), truth(validation), patients, method, folds, seed)
+    figures = quality(truth(validation), made.probability, patients, num_resamples=num_resamples, seed=seed)
+    return {"folds": folds, "unfitted": made.unfitted, **figures}
 
 
 def quality(
