@@ -44,6 +44,8 @@ def test_the_table_holds_goals_both_models_and_intervals(summary: dict[str, Any]
     assert "not stated" in text
     assert "30 slices whose bleed is found, in 0.800 (0.700 to 0.900) the cell" in text
     assert "nan" not in text.lower()
+    assert "to 0.000)" not in text
+    assert "(1.000 to" not in text
 
 
 def test_a_goal_that_is_missed_says_so(summary: dict[str, Any]) -> None:
