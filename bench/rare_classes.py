@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastich.intervals import text
+
 WAYS = {
     "plain BCE": (),
     "challenge weights (any counts twice)": ("--class-weights", "challenge"),
@@ -66,28 +68,19 @@ def table(rows: list[tuple[str, int, dict[str, Any]]]) -> str:
     ]
     for name, seed, found in rows:
         cells = [
-            _estimate(found["auc"][LABEL]),
+            text(found["auc"][LABEL], digits=2),
             _rate(found, "at_0.5", "recall"),
             _rate(found, "at_thresholds", "recall"),
             _rate(found, "at_thresholds", "precision"),
-            _estimate(found["auc"]["any"]),
+            text(found["auc"]["any"], digits=2),
         ]
         lines.append(f"| {name} | {seed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _estimate(found: dict[str, Any]) -> str:
-    return _span(found["value"], found)
-
-
 def _rate(found: dict[str, Any], point: str, name: str) -> str:
-    return _span(found["reports"][point][LABEL][name], found["report_intervals"][point][LABEL][name])
-
-
-def _span(value: float | None, interval: dict[str, Any] | None) -> str:
-    if value is None:
-        return "undefined: no positives"
-    return f"{value:.2f}" + (f" ({interval['low']:.2f} to {interval['high']:.2f})" if interval else "")
+    value, interval = (found[key][point][LABEL][name] for key in ("reports", "report_intervals"))
+    return text({"value": value, **interval}, digits=2)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import pandas as pd
 from fastich import metrics, verb
 from fastich.errors import CheckpointError, RecordError, UsageError
 from fastich.files import atomic_path, write_json
+from fastich.intervals import LEVEL, Floats
 from fastich.labels import LABELS
-from fastich.metrics import Floats
+from fastich.resampling import Resampling, resampled_auc_and_ap
 from fastich.statistics import Difference, delong_test, paired_bootstrap, paired_difference
 from fastich.study_metrics import PROBABILITIES, study_table
 from fastich.verb import option
@@ -138,7 +139,7 @@ def compare(path_a: Path, path_b: Path, config: CompareConfig) -> dict[str, Any]
         "num_studies": len(studies),
         "num_patients": int(first.sum()),
         "num_resamples": config.bootstrap,
-        "level": metrics.LEVEL,
+        "level": LEVEL,
         "rows": [*slice_rows(a, b, config), *study_rows(a, b, config)],
     }
     if config.out is not None:
@@ -159,11 +160,9 @@ def slice_rows(a: Evaluation, b: Evaluation, config: CompareConfig) -> list[dict
         a.slices[list(LABELS)].to_numpy(),
         a.probability,
         b.probability,
-        a.slices["patient_id"],
+        Resampling.of(a.slices["patient_id"], num_resamples=config.bootstrap, seed=config.seed),
         thresholds_a=a.thresholds,
         thresholds_b=b.thresholds,
-        num_resamples=config.bootstrap,
-        seed=config.seed,
     )
     order = [("log_loss", "all")] + [(metric, label) for label in ("any", *LABELS[:-1]) for metric in found]
     return [_row(metric, label, BOOTSTRAP, found[metric][label], a.slices) for metric, label in order]
@@ -173,11 +172,10 @@ def study_rows(a: Evaluation, b: Evaluation, config: CompareConfig) -> Iterator[
     """AUC of ``any`` of whole studies: by the bootstrap over all, and by DeLong over the first of each patient."""
     truth = a.studies["any"].to_numpy() == 1
     scores = [one.studies["p_any"].to_numpy(np.float64) for one in (a, b)]
-    of_study, num_patients = metrics.patient_numbers(a.studies["patient_id"])
-    counts_RP = metrics.resample_counts(num_patients, config.bootstrap, config.seed)
-    drawn = [metrics.resampled_auc_and_ap(truth, score, of_study, counts_RP)[0] for score in scores]
+    draw = Resampling.of(a.studies["patient_id"], num_resamples=config.bootstrap, seed=config.seed)
+    drawn = [resampled_auc_and_ap(truth, score, draw.of_row, draw.counts_RP)[0] for score in scores]
     values = [metrics.binary_auc(truth, score) for score in scores]
-    by_patient = paired_difference(values[0], values[1], drawn[0], drawn[1])
+    by_patient = paired_difference(values[0], values[1], drawn[0], drawn[1], draw.area_basis(truth))
     yield _row("study_auc", "any", BOOTSTRAP, by_patient, a.studies)
     first = (~a.studies["patient_id"].duplicated()).to_numpy()
     exact = delong_test(truth[first], scores[0][first], scores[1][first])
@@ -192,7 +190,7 @@ def _row(metric: str, label: str, method: str, found: Difference, judged: pd.Dat
 def table(found: dict[str, Any]) -> Iterator[str]:
     """Lines for a terminal."""
     yield from (f"{key.upper()}: {found[key]['path']} (studies: {found[key]['studies']})" for key in ("a", "b"))
-    yield f"{'label':18}{'metric':13}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>22}{'p':>9}"
+    yield f"{'label':18}{'metric':13}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>40}{'p':>9}"
     for row in found["rows"]:
         name = NAMES.get(row["metric"], row["metric"])
         tail = "" if row["method"] == BOOTSTRAP else f"  {row['method']}, one study a patient"
@@ -207,9 +205,10 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def _figures(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return f"  {row['undefined']}"
-    span = "none" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
+    span = row["note"] if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
     p_value = "none" if row["p_value"] is None else f"{row['p_value']:.4f}"
-    return f"{row['a']:>9.4f}{row['b']:>9.4f}{row['difference']:>+9.4f}{span:>22}{p_value:>9}"
+    caution = f"  {row['note']}" if row["low"] is not None and row["note"] else ""
+    return f"{row['a']:>9.4f}{row['b']:>9.4f}{row['difference']:>+9.4f}{span:>40}{p_value:>9}{caution}"
 
 
 def main(argv: list[str]) -> int:

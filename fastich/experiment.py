@@ -19,9 +19,11 @@ import pandas as pd
 
 from fastich import metrics
 from fastich.files import write_json
+from fastich.intervals import estimate, interval
 from fastich.report import experiment_table
 from fastich.report.folder import PREDICTIONS_FILE
 from fastich.report.results import truth_and_scores
+from fastich.resampling import Resampling
 from fastich.steps import clear, step
 from fastich.verb import add_config_flags, config_from_args, option, parser, run
 
@@ -151,10 +153,9 @@ def log_loss_gain(folder_a: Path, folder_b: Path, num_resamples: int, seed: int)
     """Share of the challenge's log loss of evaluation A that B saves, an ``estimate`` with its interval by patient."""
     tables = [pd.read_parquet(folder / PREDICTIONS_FILE) for folder in (folder_a, folder_b)]
     loss_a, loss_b = (metrics.slice_log_loss(*truth_and_scores(table)) for table in tables)
-    of_slice, num_patients = metrics.patient_numbers(tables[0]["patient_id"])
-    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
-    samples = 1 - metrics.counts_ratio(loss_b, loss_a, of_slice, counts_RP)
-    return metrics.estimate(float(1 - loss_b.sum() / loss_a.sum()), metrics.percentile_interval(samples))
+    resampling = Resampling.of(tables[0]["patient_id"], num_resamples=num_resamples, seed=seed)
+    saved = interval(1 - resampling.ratio(loss_b, loss_a), resampling.basis)
+    return estimate(float(1 - loss_b.sum() / loss_a.sum()), saved)
 
 
 def _summary(config: ExperimentConfig, seconds: dict[str, float]) -> dict[str, Any]:

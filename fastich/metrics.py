@@ -1,32 +1,28 @@
 """Numbers that say how good the scores are: ROC AUC, average precision, the challenge's log loss, reports, decisions.
 
-Slices of one patient are not independent, so intervals come from resampling whole patients. scikit-learn does what it
-has a function for; only the bootstrap is our own, because a thousand calls of scikit-learn on 5,000 slices cost minutes
-and one weighted pass over sorted scores costs seconds. What is undefined (one class only) is ``None``, never NaN.
-Shapes: N slices, P patients, R resamples, K distinct scores; the six labels in the order of ``labels.LABELS``.
+scikit-learn does what it has a function for. Slices of one patient are not independent, so intervals come from
+resampling whole patients (``fastich/resampling.py``). What is undefined (one class only) is ``None``, never NaN.
+Shapes: N slices, R resamples; the six labels in the order of ``labels.LABELS``.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sk
 
+from fastich.intervals import UNDEFINED, Basis, Floats, Interval, interval, weakest
 from fastich.labels import CHALLENGE_WEIGHTS, LABELS, NUM_LABELS
+from fastich.resampling import Resampling, resampled_auc_and_ap
 
-Floats = NDArray[np.float64]
 LabelValues = dict[str, float | None]
 """One value a label, and ``macro``, the mean of the defined ones."""
 
 CHALLENGE_CLIP = 1e-15
-NO_POSITIVES, NO_NEGATIVES = "undefined: no positives", "undefined: no negatives"
+NO_POSITIVES, NO_NEGATIVES = f"{UNDEFINED}: no positives", f"{UNDEFINED}: no negatives"
 DEFAULT_THRESHOLD = 0.5
-LEVEL = 0.95
-"""Of the intervals: 95 %."""
-_CHUNK_ELEMENTS = 2_000_000
-"""Elements of the [resamples, slices] blocks of the bootstrap: 16 MB each in float64, which stays near the caches."""
 
 
 def checked(labels: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
@@ -169,174 +165,66 @@ def pr_points(labels: ArrayLike, probability: ArrayLike) -> dict[str, tuple[Floa
     return curves
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A percentile interval; ``num_undefined`` resamples held one class only and were skipped."""
-
-    low: float
-    high: float
-    num_undefined: int
-
-
 def why_undefined(truth: ArrayLike) -> str:
-    """The words for a figure of one label, ``truth`` [N] of 0 and 1, that has no value."""
+    """The words for a figure of ``truth`` [N] of 0 and 1, or of a mean over labels [N, 6], that has no value."""
     return NO_POSITIVES if not np.asarray(truth).any() else NO_NEGATIVES
 
 
-def estimate(value: float | None, interval: Interval | None = None) -> dict[str, Any]:
-    """``{"value", "low", "high", "num_undefined"}``; ``None`` for what is not defined or has no interval."""
-    span = dict.fromkeys(("low", "high", "num_undefined")) if interval is None else asdict(interval)
-    return {"value": value, **span}
-
-
 def bootstrap_intervals(
-    labels: ArrayLike,
-    probability: ArrayLike,
-    patients: ArrayLike,
-    *,
-    thresholds: ArrayLike = DEFAULT_THRESHOLD,
-    num_resamples: int = 1000,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> dict[str, dict[str, Interval | None]]:
-    """Percentile intervals from resampling the patients ``patients`` [N] with replacement.
+    labels: ArrayLike, probability: ArrayLike, resampling: Resampling, thresholds: ArrayLike = DEFAULT_THRESHOLD
+) -> dict[str, dict[str, Interval]]:
+    """What may be claimed of each figure of ``labels`` and ``probability`` [N, 6], from resampling whole patients.
 
-    Returns ``{"auc", "average_precision", "sensitivity", "specificity", "log_loss": {label: Interval | None}}``, the
-    last also for ``all`` (the challenge's); ``None`` where no resample is defined. Sensitivity and specificity are at
-    ``thresholds``, and exact where all or none are found (``all_or_none``).
+    Returns ``{"auc", "average_precision", "sensitivity", "specificity", "log_loss": {label: Interval}}``, the last also
+    for ``all`` (the challenge's), the first two for ``macro``. Sensitivity and specificity are at ``thresholds``.
     Seconds for 5,000 slices and 1,000 resamples; equal seeds give equal intervals.
     """
-    of_slice, num_patients = patient_numbers(patients)
-    counts_RP = resample_counts(num_patients, num_resamples, seed)
-    values = resampled_metrics(labels, probability, of_slice, counts_RP, thresholds)
+    truth, _ = checked(labels, probability)
+    drawn, basis = resampled_metrics(labels, probability, resampling, thresholds), bases(truth, resampling)
     out = {
-        name: {label: percentile_interval(drawn, level) for label, drawn in by_label.items()}
-        for name, by_label in values.items()
+        name: {label: interval(of, basis[name][label]) for label, of in found.items()} for name, found in drawn.items()
     }
-    truth = np.asarray(labels) == 1
-    for name, real_NK in (("sensitivity", truth), ("specificity", ~truth)):
-        for i, label in enumerate(LABELS):
-            out[name][label] = all_or_none(out[name][label], of_slice[real_NK[:, i]], level)
+    defined = [label for i, label in enumerate(LABELS) if truth[:, i].any() and not truth[:, i].all()]
+    for name in ("auc", "average_precision") if defined else ():
+        mean = np.mean([drawn[name][label] for label in defined], axis=0)
+        out[name]["macro"] = interval(mean, weakest({label: basis[name][label] for label in defined}))
     return out
 
 
-def patient_numbers(patients: ArrayLike) -> tuple[NDArray[np.intp], int]:
-    """The number of each slice's patient [N], counted from 0, and how many patients there are."""
-    names, of_slice = np.unique(np.asarray(patients).astype(str), return_inverse=True)
-    return of_slice, len(names)
+def bases(truth: NDArray[np.bool_], resampling: Resampling) -> dict[str, dict[str, Basis]]:
+    """What each figure of ``resampled_metrics`` rests on: ``{metric: {label: Basis}}``; ``truth`` [N, 6]."""
+    columns = dict(zip(LABELS, truth.T, strict=True))
+    areas = {label: resampling.area_basis(real) for label, real in columns.items()}
+    return {
+        "log_loss": dict.fromkeys(("all", *LABELS), resampling.basis),
+        "auc": areas,
+        "average_precision": {label: replace(basis, trials=None) for label, basis in areas.items()},
+        "sensitivity": {label: resampling.rate_basis(real) for label, real in columns.items()},
+        "specificity": {label: resampling.rate_basis(~real) for label, real in columns.items()},
+    }
 
 
 def resampled_metrics(
-    labels: ArrayLike,
-    probability: ArrayLike,
-    of_slice: NDArray[np.intp],
-    counts_RP: Floats,
-    thresholds: ArrayLike = DEFAULT_THRESHOLD,
+    labels: ArrayLike, probability: ArrayLike, resampling: Resampling, thresholds: ArrayLike = DEFAULT_THRESHOLD
 ) -> dict[str, dict[str, Floats]]:
     """Every metric in every resample: ``{metric: {label: float64 [R]}}``, NaN where undefined.
 
-    Two models that are given the same ``counts_RP`` are compared resample by resample (``fastich/statistics.py``).
+    Two models that are given the same ``resampling`` are compared resample by resample (``fastich/statistics.py``).
     """
     truth, scores = checked(labels, probability)
     said = decide(scores, thresholds)
     loss, one = label_log_loss(truth, scores), np.ones(len(truth))
-    weighted = counts_ratio(slice_log_loss(truth, scores), one, of_slice, counts_RP)
-    out: dict[str, dict[str, Floats]] = {"log_loss": {"all": weighted}}
+    out: dict[str, dict[str, Floats]] = {"log_loss": {"all": resampling.ratio(slice_log_loss(truth, scores), one)}}
     for i, label in enumerate(LABELS):
         real = truth[:, i]
-        auc, precision = resampled_auc_and_ap(real, scores[:, i], of_slice, counts_RP)
+        auc, precision = resampled_auc_and_ap(real, scores[:, i], resampling.of_row, resampling.counts_RP)
         samples = {
-            "log_loss": counts_ratio(loss[:, i], one, of_slice, counts_RP),
+            "log_loss": resampling.ratio(loss[:, i], one),
             "auc": auc,
             "average_precision": precision,
-            "sensitivity": counts_ratio(real & said[:, i], real, of_slice, counts_RP),
-            "specificity": counts_ratio(~real & ~said[:, i], ~real, of_slice, counts_RP),
+            "sensitivity": resampling.ratio(real & said[:, i], real),
+            "specificity": resampling.ratio(~real & ~said[:, i], ~real),
         }
         for name, values in samples.items():
             out.setdefault(name, {})[label] = values
     return out
-
-
-def resample_counts(num_patients: int, num_resamples: int, seed: int) -> Floats:
-    """How often each patient is drawn, float64 [R, P]; every row sums to P."""
-    rng = np.random.default_rng([seed, num_patients])
-    return rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), size=num_resamples).astype(np.float64)
-
-
-def counts_ratio(part: ArrayLike, whole: ArrayLike, of_slice: NDArray[np.intp], counts_RP: Floats) -> Floats:
-    """``sum(part) / sum(whole)`` over the slices of each resample, float64 [R]; NaN where ``whole`` sums to 0."""
-    num_patients = counts_RP.shape[1]
-    sums = [
-        counts_RP @ np.bincount(of_slice, weights=np.asarray(values, dtype=np.float64), minlength=num_patients)
-        for values in (part, whole)
-    ]
-    return np.where(sums[1] > 0, sums[0] / np.where(sums[1] > 0, sums[1], 1), np.nan)
-
-
-def resampled_auc_and_ap(
-    truth: NDArray[np.bool_], score: Floats, of_slice: NDArray[np.intp], counts_RP: Floats
-) -> tuple[Floats, Floats]:
-    """ROC AUC and average precision of every resample, float64 [R] each; NaN where one class is absent.
-
-    Ties are treated as scikit-learn treats them.
-    """
-    auc, precision = np.full(len(counts_RP), np.nan), np.full(len(counts_RP), np.nan)
-    for part, called_RK, tp_RK in resampled_curves(truth, score, of_slice, counts_RP):
-        tp, fp = tp_RK[:, -1], called_RK[:, -1] - tp_RK[:, -1]
-        defined = (tp > 0) & (fp > 0)
-        gain_RK = np.diff(tp_RK, axis=1, prepend=0.0)
-        area = ((called_RK - tp_RK) * gain_RK).sum(axis=1) - _half_ties(called_RK, tp_RK, gain_RK)
-        hits = (gain_RK * tp_RK / np.maximum(called_RK, 1.0)).sum(axis=1)
-        auc[part] = np.where(defined, 1 - area / np.maximum(tp * fp, 1.0), np.nan)
-        precision[part] = np.where(defined, hits / np.maximum(tp, 1.0), np.nan)
-    return auc, precision
-
-
-def resampled_curves(
-    truth: NDArray[np.bool_], score: Floats, of_slice: NDArray[np.intp], counts_RP: Floats
-) -> Iterator[tuple[slice, Floats, Floats]]:
-    """Block by block of the resamples: which, and how many are called and how many of them rightly, [rows, K] each.
-
-    The scores are sorted once; a resample only changes the weights, so both are cumulated weights at the last slice of
-    each distinct score, from the highest score down: calling everything comes last.
-    """
-    order = np.argsort(-score, kind="stable")
-    last_of_tie = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
-    positive, patient = truth[order], of_slice[order]
-    rows = max(1, _CHUNK_ELEMENTS // len(order))
-    for start in range(0, len(counts_RP), rows):
-        weight = counts_RP[start : start + rows][:, patient]
-        called_RK = np.cumsum(weight, axis=1)[:, last_of_tie]
-        weight *= positive
-        tp_RK = np.cumsum(weight, axis=1)[:, last_of_tie]
-        yield slice(start, start + len(weight)), called_RK, tp_RK
-
-
-def all_or_none(span: Interval | None, patients_judged: NDArray[np.intp], level: float = LEVEL) -> Interval | None:
-    """``span`` of a rate, or where it is 1 to 1 (or 0 to 0) the exact binomial one over the patients judged.
-
-    Where nothing was missed no resample misses anything, and the bootstrap would claim certainty. ``patients_judged``
-    holds the patient of each slice in the rate's denominator; each is one trial, for their slices are not independent.
-
-    Source: Clopper and Pearson, Biometrika 26 (1934) 404-413.
-    """
-    if span is None or span.low != span.high or span.low not in (0.0, 1.0):
-        return span
-    edge = float(((1 - level) / 2) ** (1 / len(np.unique(patients_judged))))
-    low, high = (edge, 1.0) if span.low else (0.0, 1 - edge)
-    return Interval(low=low, high=high, num_undefined=span.num_undefined)
-
-
-def _half_ties(called_RK: Floats, tp_RK: Floats, gain_RK: Floats) -> Floats:
-    """Half the pairs of a positive and a negative with equal scores: they count one half in the AUC."""
-    false_gain_RK = np.diff(called_RK - tp_RK, axis=1, prepend=0.0)
-    return np.asarray((false_gain_RK * gain_RK).sum(axis=1) / 2, dtype=np.float64)
-
-
-def percentile_interval(values: Floats, level: float = LEVEL) -> Interval | None:
-    """The central ``level`` of the defined ``values`` [R]; ``None`` when none is defined."""
-    defined = values[np.isfinite(values)]
-    if not len(defined):
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(low=float(low), high=float(high), num_undefined=int(len(values) - len(defined)))

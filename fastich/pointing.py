@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastich import metrics
 from fastich.class_maps import Mask, Pointing
 from fastich.errors import FastichError
+from fastich.intervals import LEVEL, UNDEFINED, estimate
 from fastich.labels import ANY, LABELS
 from fastich.phantom.study import VISIBLE_MM2
+from fastich.resampling import Resampling
 
 NUM_RESAMPLES = 1000
 SUBJECTS = ("all slices with the label", "those that are found")
+NO_MAP = f"{UNDEFINED}: no map is positive anywhere"
 RATES = {"hit": "chance", "cell_hit": "cell_chance", "energy": "mask_share"}
 """Each figure, and what a map that knows nothing would reach."""
 
@@ -87,7 +89,7 @@ def summary(rows: Sequence[Row], tolerance_mm: float, seed: int = 0) -> dict[str
         }
     return {
         "tolerance_mm": tolerance_mm,
-        "intervals": {"level": metrics.LEVEL, "num_resamples": NUM_RESAMPLES, "unit": "study"},
+        "intervals": {"level": LEVEL, "num_resamples": NUM_RESAMPLES, "unit": "study"},
         "labels": of_label,
     }
 
@@ -96,29 +98,13 @@ def _rates(rows: Sequence[Row], seed: int) -> dict[str, Any] | None:
     if not rows:
         return None
     studies = [row.study_uid for row in rows]
-    of_row, count = metrics.patient_numbers(studies)
-    counts = metrics.resample_counts(count, NUM_RESAMPLES, seed)
+    resampling = Resampling.of(studies, num_resamples=NUM_RESAMPLES, seed=seed, unit="study")
     found: dict[str, Any] = {"num_slices": len(rows), "num_studies": len(set(studies))}
     for rate, chance in RATES.items():
         defined = np.array([getattr(row.pointing, rate) is not None for row in rows])
         for name in (rate, chance):
             values = np.array([float(getattr(row.pointing, name) or 0) for row in rows]) * defined
-            found[name] = _estimate(values, defined, of_row, counts)
+            mean = float(values.sum() / defined.sum()) if defined.any() else None
+            found[name] = estimate(mean, resampling.rate(values, defined), undefined=NO_MAP)
         found[f"num_{rate}"] = int(defined.sum())
     return found
-
-
-def _estimate(
-    values: NDArray[np.float64], defined: NDArray[np.bool_], of_row: NDArray[np.intp], counts_RS: NDArray[np.float64]
-) -> dict[str, Any]:
-    """The mean over the defined, with its interval by study; where all hit or none, the exact binomial one.
-
-    One study with both has none: resampling it would claim to be sure.
-    """
-    if not defined.any():
-        return metrics.estimate(None)
-    interval = metrics.percentile_interval(metrics.counts_ratio(values, defined, of_row, counts_RS))
-    interval = metrics.all_or_none(interval, of_row[defined])
-    if interval is not None and interval.low == interval.high:
-        interval = None
-    return metrics.estimate(float(values.sum() / defined.sum()), interval)

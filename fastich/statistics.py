@@ -9,7 +9,7 @@ Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988) 837-845; the sor
 Signal Processing Letters 21 (2014) 1389-1393. Shapes: N cases, M positives, R resamples, A models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,57 +17,68 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from fastich import metrics
-from fastich.metrics import DEFAULT_THRESHOLD, LEVEL, Floats
+from fastich.intervals import LEVEL, NO_INTERVAL, Basis, Floats, area_basis, exact, interval
+from fastich.metrics import DEFAULT_THRESHOLD
+from fastich.resampling import Resampling
+
+NO_VARIANCE = f"{NO_INTERVAL}: no variance between the cases"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AucEstimate:
-    """ROC AUC with its variance and interval by DeLong; ``None`` where undefined.
+    """ROC AUC with its variance and interval by DeLong, exact at 0 and 1; ``None`` where undefined, ``note`` as there.
 
-    Without two cases of a class there is no variance, and with a variance of 0 (classes wholly apart) no interval.
+    Without two cases of a class there is no variance.
     """
 
-    auc: float | None
-    variance: float | None
-    low: float | None
-    high: float | None
+    auc: float | None = None
+    variance: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """The figure of A, that of B, and B - A with its interval and two-sided p; ``None`` where undefined.
 
-    ``num_undefined`` resamples held one class only and were skipped (0 for DeLong).
+    ``num_undefined`` resamples held one class only and were skipped (0 for DeLong). ``num_units`` and ``note`` are
+    those of ``intervals.Interval``.
     """
 
-    a: float | None
-    b: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
+    a: float | None = None
+    b: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
     num_undefined: int = 0
+    num_units: int | None = None
+    note: str | None = None
 
 
-def delong(truth: ArrayLike, score: ArrayLike, level: float = LEVEL) -> AucEstimate:
-    """ROC AUC of ``score`` [N] with a normal interval, cut to 0..1; ``truth`` [N] is 0 or 1.
+def delong(truth: ArrayLike, score: ArrayLike) -> AucEstimate:
+    """ROC AUC of ``score`` [N] with a normal interval, cut to 0..1; ``truth`` [N] is 0 or 1, each case a patient.
 
     Raises:
         ValueError: lengths differ, or a value has no meaning.
     """
     areas, covariance = _areas(truth, score)
     if areas is None:
-        return AucEstimate(auc=None, variance=None, low=None, high=None)
-    auc = float(areas[0])
-    if covariance is None or covariance[0, 0] <= 0:
-        variance = None if covariance is None else 0.0
-        return AucEstimate(auc=auc, variance=variance, low=None, high=None)
-    half = _half_width(float(covariance[0, 0]), level)
-    return AucEstimate(auc=auc, variance=float(covariance[0, 0]), low=max(auc - half, 0.0), high=min(auc + half, 1.0))
+        return AucEstimate()
+    basis, auc = _basis(truth), float(areas[0])
+    variance = None if covariance is None else max(float(covariance[0, 0]), 0.0)
+    if variance == 0 and auc in (0.0, 1.0):
+        low, high = exact(auc == 1, min(basis.fewest, basis.every // 2))
+        return AucEstimate(auc=auc, variance=variance, low=low, high=high)
+    note, half = _normal(basis, variance)
+    if half is None:
+        return AucEstimate(auc=auc, variance=variance, note=note)
+    return AucEstimate(auc=auc, variance=variance, low=max(auc - half, 0.0), high=min(auc + half, 1.0), note=note)
 
 
-def delong_test(truth: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Difference:
-    """AUC of ``b`` minus that of ``a``, scores [N] of the same cases, by DeLong.
+def delong_test(truth: ArrayLike, a: ArrayLike, b: ArrayLike) -> Difference:
+    """AUC of ``b`` minus that of ``a``, scores [N] of the same cases, each a patient, by DeLong.
 
     Equal rankings have p 1; a difference without variance (both wholly apart, in opposite senses) has none.
 
@@ -76,25 +87,41 @@ def delong_test(truth: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LEV
     """
     areas, covariance = _areas(truth, a, b)
     if areas is None:
-        return Difference(a=None, b=None, difference=None, low=None, high=None, p_value=None)
-    a_auc, b_auc, found = float(areas[0]), float(areas[1]), float(areas[1] - areas[0])
-    variance = 0.0 if covariance is None else float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    if covariance is None or variance <= np.finfo(float).eps:
-        p_value = 1.0 if found == 0 and covariance is not None else None
-        return Difference(a=a_auc, b=b_auc, difference=found, low=None, high=None, p_value=p_value)
-    half = _half_width(variance, level)
+        return Difference()
+    basis, change = _basis(truth), float(areas[1] - areas[0])
+    variance = None if covariance is None else float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    if variance is not None and variance <= np.finfo(float).eps:
+        variance = 0.0
+    note, half = _normal(basis, variance)
+    p_value = None
+    if basis.allows_p and variance:
+        p_value = max(basis.least_p, float(2 * ndtr(-abs(change) / np.sqrt(variance))))
+    elif basis.allows_p and change == 0:
+        p_value = 1.0
     return Difference(
-        a=a_auc,
-        b=b_auc,
-        difference=found,
-        low=max(found - half, -1.0),
-        high=min(found + half, 1.0),
-        p_value=float(2 * ndtr(-abs(found) / np.sqrt(variance))),
+        a=float(areas[0]),
+        b=float(areas[1]),
+        difference=change,
+        low=None if half is None else max(change - half, -1.0),
+        high=None if half is None else min(change + half, 1.0),
+        p_value=p_value,
+        num_units=basis.fewest,
+        note=note,
     )
 
 
-def _half_width(variance: float, level: float) -> float:
-    return float(ndtri((1 + level) / 2) * np.sqrt(variance))
+def _basis(truth: ArrayLike) -> Basis:
+    """Of an AUC whose cases are a patient each."""
+    return area_basis(np.arange(np.size(truth)), np.asarray(truth) == 1)
+
+
+def _normal(basis: Basis, variance: float | None) -> tuple[str | None, float | None]:
+    """What is to be said of a normal interval, and half its width where there is one."""
+    if not basis.allows_p or variance is None:
+        return basis.lacking(), None
+    if variance == 0:
+        return NO_VARIANCE, None
+    return basis.caution(), float(ndtri((1 + LEVEL) / 2) * np.sqrt(variance))
 
 
 def _areas(truth: ArrayLike, *scores: ArrayLike) -> tuple[Floats | None, Floats | None]:
@@ -132,25 +159,32 @@ def _placements(score_AN: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, 
     return np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
 
 
-def paired_difference(
-    a: float | None, b: float | None, drawn_a: Floats, drawn_b: Floats, level: float = LEVEL
-) -> Difference:
-    """``b`` - ``a`` with the percentile interval of the paired resamples ``drawn_b`` - ``drawn_a``, float64 [R] each.
+def paired_difference(a: float | None, b: float | None, drawn_a: Floats, drawn_b: Floats, basis: Basis) -> Difference:
+    """``b - a`` with its interval, from the figures of both models in the same resamples [R], NaN where undefined.
 
-    The p-value is that of the interval turned round: twice the smaller share of resamples on one side of 0, with one
-    added on each side, so that it is never 0 (Davison and Hinkley, Bootstrap Methods, 1997, section 4.2).
+    ``basis`` is what either figure rests on. The p-value is two-sided: twice the share of resamples on the far side of
+    0, counting one more on each side so that it is never 0 (Davison and Hinkley, Bootstrap Methods, 1997, section 4.2),
+    and at least that of the exact test (``fastich/intervals.py``).
     """
     if a is None or b is None:
-        return Difference(a=a, b=b, difference=None, low=None, high=None, p_value=None)
+        return Difference(a=a, b=b)
     change = drawn_b - drawn_a
+    span = interval(change, replace(basis, trials=None))
     defined = change[np.isfinite(change)]
-    span = metrics.percentile_interval(change, level)
-    if span is None:
-        return Difference(a=a, b=b, difference=b - a, low=None, high=None, p_value=None, num_undefined=len(change))
-    one_side = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    p_value = min(1.0, 2 * one_side / (len(defined) + 1))
+    p_value = None
+    if basis.allows_p and len(defined):
+        one_side = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+        p_value = max(basis.least_p, min(1.0, 2 * one_side / (len(defined) + 1)))
     return Difference(
-        a=a, b=b, difference=b - a, low=span.low, high=span.high, p_value=p_value, num_undefined=span.num_undefined
+        a=a,
+        b=b,
+        difference=b - a,
+        low=span.low,
+        high=span.high,
+        p_value=p_value,
+        num_undefined=len(change) - len(defined),
+        num_units=span.num_units,
+        note=span.note,
     )
 
 
@@ -175,27 +209,25 @@ def paired_bootstrap(
     labels: ArrayLike,
     a: ArrayLike,
     b: ArrayLike,
-    patients: ArrayLike,
+    resampling: Resampling,
     *,
     thresholds_a: ArrayLike = DEFAULT_THRESHOLD,
     thresholds_b: ArrayLike = DEFAULT_THRESHOLD,
-    num_resamples: int = 1000,
-    level: float = LEVEL,
-    seed: int = 0,
 ) -> dict[str, dict[str, Difference]]:
     """``{metric: {label: Difference}}`` of two models' probabilities ``a`` and ``b`` [N, 6] on the same slices.
 
     Metrics: ``log_loss`` (that of ``all`` is the challenge's), ``auc``, ``average_precision``, and each at its own
-    thresholds ``sensitivity`` and ``specificity``. Each resample draws the patients ``patients`` [N] once, for both.
+    thresholds ``sensitivity`` and ``specificity``. Each resample draws the patients once, for both.
     """
-    of_slice, num_patients = metrics.patient_numbers(patients)
-    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
     sides = ((a, thresholds_a), (b, thresholds_b))
     values_a, values_b = (point_values(labels, p, at) for p, at in sides)
-    drawn_a, drawn_b = (metrics.resampled_metrics(labels, p, of_slice, counts_RP, at) for p, at in sides)
+    drawn_a, drawn_b = (metrics.resampled_metrics(labels, p, resampling, at) for p, at in sides)
+    basis = metrics.bases(np.asarray(labels) == 1, resampling)
     return {
         name: {
-            label: paired_difference(values_a[name][label], values_b[name][label], drawn, drawn_b[name][label], level)
+            label: paired_difference(
+                values_a[name][label], values_b[name][label], drawn, drawn_b[name][label], basis[name][label]
+            )
             for label, drawn in by_label.items()
         }
         for name, by_label in drawn_a.items()

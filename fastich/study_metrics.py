@@ -10,6 +10,7 @@ patient_id, num_slices, <labels> (largest of the slices), p_<label>[, logit_<lab
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from fastich import metrics
+from fastich.intervals import Floats, estimate, interval
 from fastich.labels import LABELS
-from fastich.metrics import CHALLENGE_CLIP, Floats, estimate
+from fastich.metrics import CHALLENGE_CLIP
+from fastich.resampling import Resampling, resampled_auc_and_ap, resampled_curves
 from fastich.study_scores import largest, noisy_or, top_k_mean
 
 Rate = Callable[[NDArray[np.bool_], Floats, NDArray[np.intp], Floats, float], Floats]
@@ -62,46 +65,42 @@ def _pooled(probability_N6: Floats, rows_of_study: list[NDArray[np.intp]], pool:
     return np.stack([pool(probability_N6[rows]) for rows in rows_of_study])
 
 
-def summarise_studies(studies: pd.DataFrame, *, num_resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def summarise_studies(studies: pd.DataFrame, resampling: Resampling) -> dict[str, Any]:
     """Per label of a study table, JSON-ready: ``{label: {"num_positive", "auc", "sensitivity_at_specificity": {"0.90":
     ...}, "specificity_at_sensitivity": {...}}}``, each figure an ``estimate`` whose value is ``None`` with one class.
     """
-    of_study, num_patients = metrics.patient_numbers(studies["patient_id"])
-    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
     return {
-        label: _of_label(
-            studies[label].to_numpy() == 1, studies[f"p_{label}"].to_numpy(np.float64), of_study, counts_RP
-        )
+        label: _of_label(studies[label].to_numpy() == 1, studies[f"p_{label}"].to_numpy(np.float64), resampling)
         for label in LABELS
     }
 
 
-def _of_label(truth: NDArray[np.bool_], score: Floats, of_study: NDArray[np.intp], counts_RP: Floats) -> dict[str, Any]:
-    auc, _ = metrics.resampled_auc_and_ap(truth, score, of_study, counts_RP)
+def _of_label(truth: NDArray[np.bool_], score: Floats, resampling: Resampling) -> dict[str, Any]:
+    drawn, _ = resampled_auc_and_ap(truth, score, resampling.of_row, resampling.counts_RP)
+    auc = interval(drawn, resampling.area_basis(truth))
     return {
         "num_positive": int(truth.sum()),
-        "auc": estimate(metrics.binary_auc(truth, score), metrics.percentile_interval(auc)),
-        "sensitivity_at_specificity": _at_fixed(sensitivity_at_specificity, truth, score, of_study, counts_RP, truth),
-        "specificity_at_sensitivity": _at_fixed(specificity_at_sensitivity, truth, score, of_study, counts_RP, ~truth),
+        "auc": estimate(metrics.binary_auc(truth, score), auc, undefined=metrics.why_undefined(truth)),
+        "sensitivity_at_specificity": _at_fixed(sensitivity_at_specificity, truth, score, resampling, truth),
+        "specificity_at_sensitivity": _at_fixed(specificity_at_sensitivity, truth, score, resampling, ~truth),
     }
 
 
 def _at_fixed(
-    rate: Rate,
-    truth: NDArray[np.bool_],
-    score: Floats,
-    of_study: NDArray[np.intp],
-    counts_RP: Floats,
-    is_judged: NDArray[np.bool_],
+    rate: Rate, truth: NDArray[np.bool_], score: Floats, resampling: Resampling, is_judged: NDArray[np.bool_]
 ) -> dict[str, dict[str, Any]]:
-    """An ``estimate`` for each of ``FIXED``; ``is_judged`` [S] marks the studies in the rate's denominator."""
+    """An ``estimate`` for each of ``FIXED``; ``is_judged`` [S] marks the studies in the rate's denominator.
+
+    It rests on both kinds of patient, for the others decide where it is read off.
+    """
     everyone, each_once = np.arange(len(truth)), np.ones((1, len(truth)))
+    basis = replace(resampling.area_basis(truth), trials=resampling.rate_basis(is_judged).trials)
     out = {}
     for target in FIXED:
         value = float(rate(truth, score, everyone, each_once, target)[0])
-        span = metrics.percentile_interval(rate(truth, score, of_study, counts_RP, target))
-        span = metrics.all_or_none(span, of_study[is_judged])
-        out[f"{target:.2f}"] = estimate(value if np.isfinite(value) else None, span)
+        found = interval(rate(truth, score, resampling.of_row, resampling.counts_RP, target), basis)
+        why = metrics.why_undefined(truth)
+        out[f"{target:.2f}"] = estimate(value if np.isfinite(value) else None, found, undefined=why)
     return out
 
 
@@ -114,7 +113,7 @@ def sensitivity_at_specificity(
     is drawn. NaN where one class is absent; 0 where only calling nothing is specific enough.
     """
     out = np.full(len(counts_RP), np.nan)
-    for part, called_RK, tp_RK in metrics.resampled_curves(truth, score, of_study, counts_RP):
+    for part, called_RK, tp_RK in resampled_curves(truth, score, of_study, counts_RP):
         positives, negatives = tp_RK[:, -1:], (called_RK - tp_RK)[:, -1:]
         specific = called_RK - tp_RK <= (1 - target + _TOLERANCE) * negatives
         out[part] = _ratio(np.where(specific, tp_RK, 0.0).max(axis=1), positives[:, 0], negatives[:, 0])
@@ -126,7 +125,7 @@ def specificity_at_sensitivity(
 ) -> Floats:
     """Of each resample the largest specificity whose sensitivity is at least ``target``, float64 [R]; as above."""
     out = np.full(len(counts_RP), np.nan)
-    for part, called_RK, tp_RK in metrics.resampled_curves(truth, score, of_study, counts_RP):
+    for part, called_RK, tp_RK in resampled_curves(truth, score, of_study, counts_RP):
         positives, negatives = tp_RK[:, -1:], (called_RK - tp_RK)[:, -1:]
         sensitive = tp_RK >= (target - _TOLERANCE) * positives
         spared = np.where(sensitive, negatives - (called_RK - tp_RK), 0.0).max(axis=1)

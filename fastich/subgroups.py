@@ -2,8 +2,7 @@
 
 A good mean hides a bad scanner or a missed small bleed, so each group gets its own line, with the numbers that stand
 behind it and intervals by patient. A study belongs to one group of each factor as a whole. Groups are small and many:
-read them as places to look, not as findings. Rates whose all or none are found get the exact interval over patients; an
-AUC of 1 has none but 1 to 1, which then means "none of these", not certainty. About 0.1 s a group of 1,000 slices.
+read them as places to look, not as findings. About 0.1 s a group of 1,000 slices.
 
 Tables as in ``fastich/study_metrics.py``; ``index`` is that of the records.
 """
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 
 from fastich import metrics
 from fastich.errors import RecordError
+from fastich.intervals import estimate, interval, text
 from fastich.labels import SUBTYPES
-from fastich.metrics import Interval
+from fastich.resampling import Resampling, resampled_auc_and_ap
 
 TILT_DEG = 1.0
 """A gantry that is not tilted says 0; less than this changes the spacing by 0.015 %."""
@@ -51,7 +51,8 @@ def subgroup_table(
     study_thresholds: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """One line a group: ``factor``, ``group``, counts, and of slices and (``study_...``) studies AUC, sensitivity and
-    specificity of ``any``, each with ``_low`` and ``_high``; ``None`` where undefined or without an interval.
+    specificity of ``any``, each with ``_low`` and ``_high``, ``None`` where undefined or without an interval, and
+    ``_note``, which says why.
 
     Args:
         predictions: slice table; its ``row`` numbers rows of ``index``.
@@ -163,30 +164,24 @@ def _line(
     }
 
 
-def _figures(table: pd.DataFrame, threshold: float, draw: tuple[int, int], prefix: str) -> dict[str, float | None]:
-    """AUC, sensitivity and specificity of ``any`` with intervals; one patient alone gives none."""
+def _figures(
+    table: pd.DataFrame, threshold: float, draw: tuple[int, int], prefix: str
+) -> dict[str, float | str | None]:
+    """AUC, sensitivity and specificity of ``any``, each with the ends of its interval and the note beside it."""
     real, score = table["any"].to_numpy() == 1, table["p_any"].to_numpy(np.float64)
     said = score >= threshold
-    of_row, num_patients = metrics.patient_numbers(table["patient_id"])
-    counts_RP = metrics.resample_counts(num_patients, *draw)
+    resampling = Resampling.of(table["patient_id"], num_resamples=draw[0], seed=draw[1])
     hits, spared = real & said, ~real & ~said
-    drawn = {
-        "auc": metrics.resampled_auc_and_ap(real, score, of_row, counts_RP)[0],
-        "sensitivity": metrics.counts_ratio(hits, real, of_row, counts_RP),
-        "specificity": metrics.counts_ratio(spared, ~real, of_row, counts_RP),
+    areas, _ = resampled_auc_and_ap(real, score, resampling.of_row, resampling.counts_RP)
+    found = {
+        "auc": (metrics.binary_auc(real, score), interval(areas, resampling.area_basis(real))),
+        "sensitivity": (_share(hits, real), resampling.rate(hits, real)),
+        "specificity": (_share(spared, ~real), resampling.rate(spared, ~real)),
     }
-    values = {
-        "auc": metrics.binary_auc(real, score),
-        "sensitivity": _share(hits, real),
-        "specificity": _share(spared, ~real),
-    }
-    judged = {"sensitivity": of_row[real], "specificity": of_row[~real]}
-    out: dict[str, float | None] = {}
-    for name, value in values.items():
-        span: Interval | None = metrics.percentile_interval(drawn[name]) if num_patients > 1 else None
-        span = metrics.all_or_none(span, judged[name]) if name in judged else span
-        out |= {prefix + name: value}
-        out |= {f"{prefix}{name}_{end}": None if span is None else getattr(span, end) for end in ("low", "high")}
+    out: dict[str, float | str | None] = {}
+    for name, (value, span) in found.items():
+        told = estimate(value, span, undefined=metrics.why_undefined(real))
+        out |= {prefix + name: value} | {f"{prefix}{name}_{key}": told[key] for key in ("low", "high", "note")}
     return out
 
 
@@ -203,20 +198,16 @@ def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             line["factor"],
             line["group"],
             *(f"{line[count]:,}" for count in COUNTS),
-            *(_cell(line, "", name) for name in FIGURES),
-            *(_cell(line, "study_", name) for name in FIGURES),
+            *(_cell(line, name) for name in FIGURES),
+            *(_cell(line, f"study_{name}") for name in FIGURES),
         ]
         for line in table.to_dict("records")
     ]
     return heading, lines
 
 
-def _cell(line: Mapping[Any, Any], prefix: str, name: str) -> str:
-    value, low = line[prefix + name], line[f"{prefix}{name}_low"]
-    if value is None:
-        lacks_positives = line["num_positive_studies" if prefix else "num_positive_slices"] == 0
-        return metrics.why_undefined([0] if lacks_positives else [1])
-    return f"{value:.3f}" + (" (one patient)" if low is None else f" ({low:.3f} to {line[f'{prefix}{name}_high']:.3f})")
+def _cell(line: Mapping[Any, Any], name: str) -> str:
+    return text({"value": line[name], **{key: line[f"{name}_{key}"] for key in ("low", "high", "note")}})
 
 
 def to_text(table: pd.DataFrame) -> str:

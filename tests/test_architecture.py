@@ -20,6 +20,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "records.codec",
         "records.format",
         "decode_worker",
+        "intervals",
+        "resampling",
         "metrics",
         "classification",
         "operating_points",

@@ -3,9 +3,10 @@ import pytest
 from sklearn import metrics as sk
 from test_metrics import made_up
 
-from fastich import metrics
+from fastich import resampling
 from fastich.classification import RATES, classification_report, report_intervals
 from fastich.labels import ANY, LABELS
+from fastich.resampling import Resampling
 
 
 def test_report_has_the_rows_and_numbers_of_scikit_learn() -> None:
@@ -37,8 +38,8 @@ def test_report_of_a_label_without_a_positive_is_undefined_and_not_in_the_macro_
 def test_report_intervals_are_those_of_the_report_on_resampled_patients() -> None:
     truth, scores, patients = made_up(240)
     names = [f"{patient:02d}" for patient in patients]  # sorted as text
-    found = report_intervals(truth, scores, names, thresholds=0.4, num_resamples=60, seed=3)
-    counts = metrics.resample_counts(20, 60, 3).astype(int)
+    found = report_intervals(truth, scores, Resampling.of(names, num_resamples=60, seed=3), thresholds=0.4)
+    counts = resampling.resample_counts(20, 60, 3).astype(int)
     samples = []
     for drawn in counts:
         rows = np.concatenate([np.tile(np.flatnonzero(patients == p), times) for p, times in enumerate(drawn)])
@@ -54,11 +55,57 @@ def test_report_intervals_are_those_of_the_report_on_resampled_patients() -> Non
 def test_report_intervals_of_a_label_without_positives_are_undefined() -> None:
     truth, scores, patients = made_up()
     truth[:, 0] = 0
-    found = report_intervals(truth, scores, patients, num_resamples=20)
-    assert found[LABELS[0]]["recall"] is None
-    assert found[LABELS[0]]["f1-score"] is None
-    assert found[LABELS[0]]["precision"] is None
-    assert found["macro avg"]["recall"] is not None
-    assert found["any"]["recall"] is not None
-    nothing = report_intervals(np.zeros_like(truth), scores, patients, num_resamples=20)
-    assert {interval for row in nothing.values() for interval in row.values()} == {None}
+    found = report_intervals(truth, scores, Resampling.of(patients, num_resamples=20))
+    assert {(one.low, one.note) for one in found[LABELS[0]].values()} == {(None, "undefined: no positives")}
+    assert found["macro avg"]["recall"].low is not None
+    assert found["any"]["recall"].low is not None
+    nothing = report_intervals(np.zeros_like(truth), scores, Resampling.of(patients, num_resamples=20))
+    notes = {(one.low, one.note) for row in nothing.values() for one in row.values()}
+    assert notes == {(None, "undefined: no positives")}
+
+
+def test_all_or_none_are_exact_over_the_patients_of_the_denominator() -> None:
+    """Eight patients of three slices; a bleed in four of them, each found; one more slice of two others is called."""
+    patients = np.arange(24) // 3
+    truth = np.zeros((24, 6), dtype=np.int8)
+    truth[0:12:3] = 1
+    scores = truth * 0.9
+    found = report_intervals(truth, scores, Resampling.of(patients, num_resamples=200))["any"]
+    for rate in ("recall", "precision"):
+        assert (found[rate].low, found[rate].high) == (pytest.approx(0.025 ** (1 / 4)), 1.0)
+        assert (found[rate].exact, found[rate].num_units) == (True, 4)
+    scores[[13, 16]] = 0.9
+    found = report_intervals(truth, scores, Resampling.of(patients, num_resamples=200))["any"]
+    assert (found["recall"].low, found["precision"].exact) == (pytest.approx(0.025 ** (1 / 4)), False)
+    none = report_intervals(truth, (1 - truth) * 0.9, Resampling.of(patients, num_resamples=200))["any"]
+    assert (none["recall"].low, none["recall"].high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 4)))
+    assert (none["precision"].low, none["precision"].high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 8)))
+    share = 1 - 0.025 ** (1 / 8)
+    assert (none["f1-score"].low, none["f1-score"].high) == (0.0, pytest.approx(2 * share / (1 + share)))
+
+
+def test_a_precision_of_nothing_called_has_no_interval_and_says_so() -> None:
+    truth, _, patients = made_up(240)
+    found = report_intervals(truth, np.zeros(truth.shape), Resampling.of(patients, num_resamples=50))
+    assert (found["any"]["precision"].low, found["any"]["precision"].note) == (None, "no interval: nothing is called")
+    assert found["macro avg"]["precision"].note == "no interval: nothing is called (epidural)"
+    assert (found["any"]["recall"].low, found["any"]["recall"].exact) == (0.0, True)
+
+
+def test_a_mean_over_labels_is_known_no_better_than_its_rarest_label() -> None:
+    truth, scores, patients = made_up(240)
+    truth[:, 0] = 0
+    truth[:12, 0] = [1, 0] * 6
+    found = report_intervals(truth, scores, Resampling.of(patients, num_resamples=50))
+    for row, note in ((LABELS[0], "no interval: one patient"), ("macro avg", "no interval: one patient (epidural)")):
+        assert (found[row]["recall"].low, found[row]["recall"].note) == (None, note)
+        assert (found[row]["f1-score"].low, found[row]["f1-score"].note) == (None, note)
+    assert found["micro avg"]["recall"].low is not None
+    assert found["weighted avg"]["recall"] == found["micro avg"]["recall"]
+
+
+def test_without_any_positive_no_average_has_a_value() -> None:
+    report = classification_report(np.zeros((4, 6)), np.full((4, 6), 0.9))
+    for row, figures in report.items():
+        assert [figures[name] for name in RATES] == [None] * 3, row
+        assert figures["support"] == 0

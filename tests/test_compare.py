@@ -91,6 +91,38 @@ def test_a_run_against_itself_differs_in_nothing(runs: tuple[Path, Path]) -> Non
     assert all(row["p_value"] in (1, None) for row in found["rows"])
 
 
+def test_a_label_of_one_patient_has_neither_interval_nor_p_value(tmp_path: Path) -> None:
+    for name, skill, seed in (("a", 1.5, 1), ("b", 4.0, 2)):
+        table = predictions(skill, seed)
+        table["epidural"] = ((table["patient_id"] == "p25") & (table.index % 2 == 0)).astype(int)
+        write(tmp_path / name / "evaluation-test", table)
+    found = compare.compare(tmp_path / "a", tmp_path / "b", CompareConfig(bootstrap=100))
+    for metric in ("auc", "average_precision", "sensitivity"):
+        row = rows_of(found, metric, "epidural")[0]
+        assert row["difference"] is not None
+        assert (row["low"], row["high"], row["p_value"]) == (None, None, None)
+        assert (row["note"], row["num_units"], row["undefined"]) == ("no interval: one patient", 1, None)
+    assert rows_of(found, "log_loss", "epidural")[0]["p_value"] is not None
+    lines = [line for line in compare.table(found) if line.startswith("epidural")]
+    assert [line.split()[-1] for line in lines if "one patient" in line] == ["none"] * 3
+
+
+def test_one_patient_alone_is_not_compared(tmp_path: Path) -> None:
+    for name, skill, seed in (("a", 1.5, 1), ("b", 4.0, 2)):
+        write(tmp_path / name / "evaluation-test", predictions(skill, seed).assign(patient_id="p"))
+    found = compare.compare(tmp_path / "a", tmp_path / "b", CompareConfig(bootstrap=100))
+    assert {row["p_value"] for row in found["rows"]} == {row["low"] for row in found["rows"]} == {None}
+    assert rows_of(found, "log_loss", "all")[0]["difference"] is not None
+
+
+def test_few_patients_are_told_beside_the_interval(runs: tuple[Path, Path]) -> None:
+    found = compare.compare(*runs, CompareConfig(bootstrap=100))
+    row = next(row for row in rows_of(found, "study_auc") if row["method"] == "DeLong")
+    assert row["note"] == f"few patients: {row['num_units']}"
+    line = next(line for line in compare.table(found) if line.endswith("DeLong, one study a patient"))
+    assert row["note"] in line
+
+
 def test_delong_gets_the_first_study_of_each_patient(runs: tuple[Path, Path]) -> None:
     found = compare.compare(*runs, CompareConfig(bootstrap=20))
     assert (found["num_studies"], found["num_patients"]) == (40, 30)

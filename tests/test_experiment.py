@@ -44,6 +44,8 @@ def test_the_table_holds_goals_both_models_and_intervals(summary: dict[str, Any]
     assert "not stated" in text
     assert "30 slices whose bleed is found, in 0.800 (0.700 to 0.900) the cell" in text
     assert "nan" not in text.lower()
+    assert "to 0.000)" not in text
+    assert "(1.000 to" not in text
 
 
 def test_a_goal_that_is_missed_says_so(summary: dict[str, Any]) -> None:
@@ -52,7 +54,18 @@ def test_a_goal_that_is_missed_says_so(summary: dict[str, Any]) -> None:
     worse["study"]["studies"]["auc"]["any"]["value"] = None
     found = {goal: row[-1] for goal, *row in experiment_table.goals(worse)}
     assert found["slice log loss, lower than 2D by"] == "not met"
-    assert found["study AUC any"] == "-"
+    assert found["study AUC any"] == "not judged"
+
+
+def test_a_recall_that_only_equals_its_goal_is_not_above_it(summary: dict[str, Any]) -> None:
+    equal = copy.deepcopy(summary)
+    equal["study"]["reports"]["at_thresholds"]["epidural"]["recall"] = experiment_table.EPIDURAL_RECALL
+    equal["log_loss_gain"]["value"] = experiment_table.LOG_LOSS_GAIN
+    found = {goal: row for goal, *row in experiment_table.goals(equal)}
+    assert found["epidural recall at the chosen threshold"][0] == "> 0.7"
+    assert found["epidural recall at the chosen threshold"][-1] == "not met"
+    assert found["slice log loss, lower than 2D by"][0] == ">= 20%"
+    assert found["slice log loss, lower than 2D by"][-1] == "met"
 
 
 def test_the_gain_is_the_share_of_the_log_loss_that_b_saves(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from fastich import metrics
 from fastich.labels import ANY, LABELS
+from fastich.resampling import Resampling
 
 
 def made_up(num_slices: int = 600, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,24 +64,11 @@ def test_operating_points_count_by_hand() -> None:
     assert none["ppv"] is None
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_resampled_auc_and_ap_equal_scikit_learn_with_weights(ties: bool) -> None:
-    truth, scores, patients = made_up(240, ties=ties)
-    counts = metrics.resample_counts(20, 8, seed=3)
-    assert (counts.sum(axis=1) == 20).all()
-    auc, precision = metrics.resampled_auc_and_ap(truth[:, 1] == 1, scores[:, 1], patients, counts)
-    for row in range(8):
-        weight = counts[row][patients]
-        assert auc[row] == pytest.approx(sk.roc_auc_score(truth[:, 1], scores[:, 1], sample_weight=weight))
-        wanted = sk.average_precision_score(truth[:, 1], scores[:, 1], sample_weight=weight)
-        assert precision[row] == pytest.approx(wanted)
-
-
 def test_intervals_hold_the_estimate_and_shrink_with_more_patients() -> None:
     widths = []
     for num_slices in (480, 4800):
         truth, scores, patients = made_up(num_slices)
-        found = metrics.bootstrap_intervals(truth, scores, patients, num_resamples=400)
+        found = metrics.bootstrap_intervals(truth, scores, Resampling.of(patients, num_resamples=400))
         points = {"auc": metrics.roc_auc(truth, scores), "average_precision": metrics.average_precision(truth, scores)}
         for name, values in points.items():
             for label in LABELS:
@@ -96,8 +84,12 @@ def test_intervals_hold_the_estimate_and_shrink_with_more_patients() -> None:
 
 def test_intervals_resample_patients_not_slices() -> None:
     truth, scores, patients = made_up(600)
-    by_patient = metrics.bootstrap_intervals(truth, scores, patients, num_resamples=300)["log_loss"]["all"]
-    by_slice = metrics.bootstrap_intervals(truth, scores, np.arange(600), num_resamples=300)["log_loss"]["all"]
+    by_patient = metrics.bootstrap_intervals(truth, scores, Resampling.of(patients, num_resamples=300))["log_loss"][
+        "all"
+    ]
+    by_slice = metrics.bootstrap_intervals(truth, scores, Resampling.of(np.arange(600), num_resamples=300))["log_loss"][
+        "all"
+    ]
     assert by_patient is not None
     assert by_slice is not None
     assert by_patient.high - by_patient.low > 1.3 * (by_slice.high - by_slice.low)
@@ -105,7 +97,9 @@ def test_intervals_resample_patients_not_slices() -> None:
 
 def test_equal_seeds_give_equal_intervals() -> None:
     truth, scores, patients = made_up(120)
-    runs = [metrics.bootstrap_intervals(truth, scores, patients, num_resamples=50, seed=s) for s in (1, 1, 2)]
+    runs = [
+        metrics.bootstrap_intervals(truth, scores, Resampling.of(patients, num_resamples=50, seed=s)) for s in (1, 1, 2)
+    ]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
@@ -115,15 +109,47 @@ def test_undefined_resamples_are_skipped_and_counted() -> None:
     truth[:, 0] = 0
     truth[:12, 0] = [1, 0] * 6  # one of five patients: absent from (4/5)^5 = 33 % of the resamples
     truth[:, 1] = 0
-    found = metrics.bootstrap_intervals(truth, scores, patients, num_resamples=500)["auc"]
-    assert found["epidural"] is not None
+    found = metrics.bootstrap_intervals(truth, scores, Resampling.of(patients, num_resamples=500))["auc"]
     assert 0.25 < found["epidural"].num_undefined / 500 < 0.41
-    assert found["intraparenchymal"] is None
+    assert (found["epidural"].low, found["epidural"].note) == (None, "no interval: one patient")
+    assert (found["intraparenchymal"].low, found["intraparenchymal"].num_undefined) == (None, 500)
+
+
+def test_figures_count_the_patients_of_their_own_denominator() -> None:
+    """Of 20 patients one has an epidural, and in all of his slices; five have slices without `any`."""
+    truth, scores, patients = made_up(240)
+    truth[:] = 0
+    truth[:12, 0] = 1
+    truth[60:, 5] = 1
+    found = metrics.bootstrap_intervals(truth, scores, Resampling.of(patients, num_resamples=50))
+    units = {name: found[name]["epidural"].num_units for name in found}
+    assert units == {"log_loss": 20, "auc": 1, "average_precision": 1, "sensitivity": 1, "specificity": 19}
+    assert found["specificity"]["any"].note == found["auc"]["any"].note == "no interval: 5 patients, fewer than 6"
+    assert found["sensitivity"]["any"].note == "few patients: 15"
+    assert found["auc"]["macro"].note == "no interval: one patient (epidural)"
+    for lone in (found["auc"]["epidural"], found["average_precision"]["epidural"], found["sensitivity"]["epidural"]):
+        assert (lone.low, lone.note) == (None, "no interval: one patient")
+
+
+def test_classes_wholly_apart_have_the_exact_interval_of_pairs_of_patients() -> None:
+    """Nine patients of two slices, four of them with bleeds in both: four pairs without a patient in common."""
+    patients = np.arange(18) // 2
+    truth = six(list((np.arange(18) < 8).astype(float)))
+    draws = Resampling.of(patients, num_resamples=100)
+    for scores, wanted in ((truth * 0.9, (0.025**0.25, 1.0)), (0.9 - truth * 0.9, (0.0, 1 - 0.025**0.25))):
+        found = metrics.bootstrap_intervals(truth, scores, draws)
+        assert (found["auc"]["any"].low, found["auc"]["any"].high) == pytest.approx(wanted)
+        assert found["auc"]["any"].exact
+        assert found["average_precision"]["any"].low is None
+    mixed = six([1, 0] * 9)  # each patient has both kinds: nine patients make four pairs
+    assert metrics.bootstrap_intervals(mixed, mixed, draws)["auc"]["any"].low == pytest.approx(0.025**0.25)
 
 
 def test_sensitivity_intervals_are_at_the_given_thresholds() -> None:
     truth, scores, patients = made_up()
-    found = metrics.bootstrap_intervals(truth, scores, patients, thresholds=np.full(6, 0.9), num_resamples=100)
+    found = metrics.bootstrap_intervals(
+        truth, scores, Resampling.of(patients, num_resamples=100), thresholds=np.full(6, 0.9)
+    )
     point = metrics.operating_points(truth, scores, 0.9)["any"]
     for name in ("sensitivity", "specificity"):
         interval = found[name]["any"]
@@ -135,12 +161,9 @@ def test_sensitivity_intervals_are_at_the_given_thresholds() -> None:
 def test_where_all_or_none_are_found_the_interval_is_exact_over_patients() -> None:
     """Five patients of two slices, one positive each; all found: 0.025 ** (1 / 5) = 0.478 to 1."""
     truth, patients = six([1, 0] * 5), np.arange(10) // 2
-    found = metrics.bootstrap_intervals(truth, six([0.9, 0.6] * 5), patients, num_resamples=50)
+    found = metrics.bootstrap_intervals(truth, six([0.9, 0.6] * 5), Resampling.of(patients, num_resamples=50))
     assert (found["sensitivity"]["any"].low, found["sensitivity"]["any"].high) == (pytest.approx(0.4782, abs=1e-4), 1.0)
     assert (found["specificity"]["any"].low, found["specificity"]["any"].high) == (0.0, pytest.approx(0.5218, abs=1e-4))
-    span = metrics.Interval(low=0.5, high=0.5, num_undefined=3)
-    assert metrics.all_or_none(span, patients) is span
-    assert metrics.all_or_none(None, patients) is None
 
 
 def test_slice_summary_gives_what_an_epoch_logs() -> None:

@@ -66,8 +66,9 @@ def test_label_needs_an_area_that_can_be_seen_and_any_is_their_union() -> None:
 
 def test_rates_are_means_over_slices_with_their_chance() -> None:
     rows = [row("a"), row("a", hit=False), row("b"), row("c", energy=None)]
+    rows += [row(study, hit=hit, energy=None) for study in "def" for hit in (True, True, True, False)]
     found = summary(rows, 10)["labels"]["any"][SUBJECTS[0]]
-    assert (found["num_slices"], found["num_studies"], found["num_energy"]) == (4, 3, 3)
+    assert (found["num_slices"], found["num_studies"], found["num_energy"]) == (16, 6, 3)
     assert found["hit"]["value"] == 0.75
     assert found["hit"]["low"] < 0.75 < found["hit"]["high"]
     assert found["chance"]["value"] == pytest.approx(0.1)
@@ -90,6 +91,13 @@ def test_one_study_has_no_interval() -> None:
     found = summary([row("a"), row("a", hit=False)], 10)["labels"]["any"][SUBJECTS[0]]["hit"]
     assert found["value"] == 0.5
     assert found["low"] is found["high"] is None
+    assert found["note"] == "no interval: one study"
+
+
+def test_a_handful_of_studies_of_which_some_hit_has_no_interval() -> None:
+    rows = [row(study, hit=study != "a") for study in "abcde"]
+    found = summary(rows, 10)["labels"]["any"][SUBJECTS[0]]
+    assert (found["hit"]["low"], found["hit"]["note"]) == (None, "no interval: 5 studies, fewer than 6")
 
 
 def test_all_hits_have_the_exact_interval_of_as_many_trials_as_studies() -> None:
@@ -100,7 +108,8 @@ def test_all_hits_have_the_exact_interval_of_as_many_trials_as_studies() -> None
 
 def test_energy_that_is_nowhere_defined_is_none() -> None:
     found = summary([row("a", energy=None), row("b", energy=None)], 10)["labels"]["any"][SUBJECTS[0]]
-    assert found["energy"] == {"value": None, "low": None, "high": None, "num_undefined": None}
+    assert (found["energy"]["value"], found["energy"]["low"], found["energy"]["num_units"]) == (None, None, None)
+    assert found["energy"]["note"] == "undefined: no map is positive anywhere"
     assert found["num_energy"] == 0
 
 

@@ -156,15 +156,19 @@ def test_page_says_when_the_data_set_is_another_one() -> None:
     assert "Another data set than the one trained on" in page
 
 
-def test_page_of_one_class_only_has_dashes_and_no_nan() -> None:
+def test_page_of_one_class_only_says_why_and_has_no_nan() -> None:
     table = make_table()
     table[list(LABELS)] = 0
     measured = measure(table, table)
     json.dumps(measured, allow_nan=False)
     assert {found["value"] for found in measured["auc"].values()} == {None}
     drawn, cases = pictures.draw(table, measured, read_hu)
-    text = Page(html.render_report(measured, drawn, cases)).text
-    assert "–" in text
+    page = html.render_report(measured, drawn, cases)
+    text = Page(page).text
+    assert text.count("undefined: no positives") > 50
+    of_labels = page[page.index("Label by label") : page.index("<h2>Studies")]
+    assert not re.search(r">\s*–\s*<", of_labels)
+    assert "None" not in of_labels
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert "no positive in the validation split" in text
 
@@ -280,6 +284,51 @@ def test_existing_folder_is_kept_unless_told(tmp_path: Path) -> None:
     (tmp_path / "figures" / "old.png").touch()
     folder.make(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["figures", "notes.txt"]
+
+
+def one_patient_has_the_epidurals() -> pd.DataFrame:
+    """24 patients; the epidurals are all in one."""
+    table = make_table(48, seed=3)
+    table.loc[table["patient_id"] != "p0", "epidural"] = 0
+    table.loc[table["study_uid"] == "study.1", "epidural"] = table.loc[table["study_uid"] == "study.1", "any"]
+    return table
+
+
+def test_a_figure_that_rests_on_one_patient_has_no_interval_anywhere() -> None:
+    measured = measure(one_patient_has_the_epidurals(), make_table(48, seed=1))
+    studies = measured["studies"]
+    rule = studies["rules"][studies["decision"]]["epidural"]
+    for found in (
+        *(measured[name]["epidural"] for name in ("auc", "average_precision", "sensitivity")),
+        *(studies[name]["epidural"] for name in ("auc", "average_precision", "sensitivity")),
+        *(report["epidural"]["recall"] for report in measured["report_intervals"].values()),
+        *(rule["auc"], rule["sensitivity_at_specificity"]["0.90"], rule["specificity_at_sensitivity"]["0.95"]),
+    ):
+        assert (found["low"], found["high"], found["note"]) == (None, None, "no interval: one patient")
+    assert measured["specificity"]["epidural"]["low"] is not None
+    assert measured["auc"]["any"]["low"] is not None
+    line = next(line for line in results.text_table(measured).splitlines() if line.startswith("epidural"))
+    assert "(no interval: one patient)" in line
+    page = html.render_report(measured, {})
+    row = page[page.index("Label by label") :]
+    row = row[row.index("</i>epidural</th>") :]
+    assert row[: row.index("</tr>")].count("no interval: one patient") == 3
+
+
+def test_terminal_and_csv_say_what_is_undefined_in_words() -> None:
+    table = make_table()
+    table["epidural"] = 0
+    measured = measure(table, table)
+    line = next(line for line in results.text_table(measured).splitlines() if line.startswith("epidural"))
+    assert "undefined: no positives" in line
+    assert "-" not in line.split()
+    table[list(LABELS)] = 0
+    nothing = measure(table, table)
+    text = results.text_table(nothing)
+    assert text.count("undefined: no positives") == len(LABELS) + 1  # and of studies
+    rows = results.report_table(nothing)
+    assert rows[["precision", "recall", "f1-score"]].isna().all(axis=None)
+    assert set(rows["undefined"]) == {"undefined: no positives"}
 
 
 def test_text_table_names_every_label() -> None:

@@ -89,7 +89,7 @@ def test_figures_by_hand() -> None:
     saved = found["bleeds"]["saved"]
     assert (saved["mean"]["value"], saved["median"]["value"], saved["p95"]["value"]) == (8.5, -3, 20)
     assert (saved["num"], saved["largest"]) == (2, 20)
-    assert (saved["mean"]["low"], saved["mean"]["high"]) == (-3, 20)
+    assert (saved["mean"]["low"], saved["mean"]["note"]) == (None, "no interval: 2 shifts, fewer than 6")
     assert found["others_delayed"]["mean"]["value"] == -1
     assert found["others_delayed"]["largest"] == 4
     assert found["missed_bleeds_delayed"]["largest"] == 3
@@ -112,6 +112,18 @@ def test_what_is_undefined_is_none_with_words() -> None:
     assert found["others_delayed"]["undefined"] == "undefined: no negatives"
     assert found["missed_bleeds_delayed"]["undefined"] == NO_MISSES
     assert found["sensitivity"] is None
+
+
+def test_intervals_draw_shifts_and_count_those_that_hold_what_is_counted() -> None:
+    once = by_hand()
+    waits = Waits(**{name: np.tile(getattr(once, name), 4) for name in Waits.__dataclass_fields__})
+    shift = waits.shift + np.repeat(np.arange(4) * 2, 4)
+    draws = Resampler.of(8, 200, 0)
+    mean = draws.distribution(waits.saved[waits.bleed], shift[waits.bleed], "")["mean"]
+    assert -3 < mean["low"] < mean["value"] == 8.5 < mean["high"] < 20
+    assert mean["note"] == "few shifts: 8"
+    late = draws.distribution(waits.saved[waits.bleed & (shift == 0)], shift[waits.bleed & (shift == 0)], "")["mean"]
+    assert (late["low"], late["note"]) == (None, "no interval: one shift")
 
 
 def test_one_shift_has_no_interval() -> None:
@@ -139,7 +151,7 @@ def test_a_log_that_says_everything_is_replayed_once(tmp_path: Path, capsys: pyt
     assert one["alarms_per_shift"]["value"] == 1
     assert found["load"] == pytest.approx(35 / 480)
     text = run(capsys, "--log", path)
-    assert "95 % intervals over 1 shifts: none from one shift" in text
+    assert "95 % intervals over 1 shifts: none from fewer than 6 shifts" in text
     assert NO_MISSES in text
 
 

@@ -6,7 +6,9 @@ import pytest
 from sklearn import metrics as sk
 
 from fastich import metrics, statistics
+from fastich.intervals import Basis
 from fastich.labels import ANY
+from fastich.resampling import Resampling
 
 
 def brute_force(truth: np.ndarray, *scores: np.ndarray) -> tuple[list[float], np.ndarray]:
@@ -70,8 +72,10 @@ def test_delong_by_hand() -> None:
     """Positives 3 and 2, negatives 1 and 2: placements (1, 3/4) on both sides, each of variance 1/32."""
     found = statistics.delong([1, 1, 0, 0], [3, 2, 1, 2])
     assert (found.auc, found.variance) == (7 / 8, pytest.approx(1 / 32 / 2 + 1 / 32 / 2))
-    assert found.low == pytest.approx(7 / 8 - 1.959964 * math.sqrt(1 / 32), abs=1e-6)
-    assert found.high == 1.0
+    assert (found.low, found.note) == (None, "no interval: 2 patients, fewer than 6")
+    wide = statistics.delong([1, 1, 0, 0] * 3, [3, 2, 1, 2] * 3)
+    assert wide.low == pytest.approx(7 / 8 - 1.959964 * math.sqrt(2 * 3 * 2 / 64 / 5 / 6), abs=1e-6)
+    assert (wide.high, wide.note) == (1.0, "few patients: 6")
 
 
 def test_a_real_difference_is_found_and_none_is_seen_in_the_same_scores() -> None:
@@ -99,11 +103,39 @@ def test_what_has_no_variance_has_no_interval() -> None:
     lone = statistics.delong([1, 0, 0], [0.2, 0.1, 0.3])
     assert (lone.auc, lone.variance, lone.high) == (0.5, None, None)
     apart = statistics.delong([1, 1, 0, 0], [4, 3, 2, 1])
-    assert (apart.auc, apart.variance, apart.low) == (1.0, 0.0, None)
+    assert (apart.auc, apart.variance) == (1.0, 0.0)
+    assert (apart.low, apart.high) == (pytest.approx(0.025**0.5), 1.0)
     assert statistics.delong_test([1, 1], [1, 2], [2, 1]).p_value is None
     assert statistics.delong_test([1, 0, 0], [1, 2, 3], [3, 2, 1]).p_value is None
     opposite = statistics.delong_test([1, 1, 0, 0], [1, 2, 3, 4], [4, 3, 2, 1])
     assert (opposite.difference, opposite.p_value) == (1.0, None)
+    many = statistics.delong_test([1, 0] * 6, [0, 1] * 6, [1, 0] * 6)
+    assert (many.low, many.p_value, many.note) == (None, None, "no interval: no variance between the cases")
+
+
+def test_delong_of_a_class_of_five_has_neither_interval_nor_p_value() -> None:
+    truth, a, b = cases(80)
+    few = np.flatnonzero(truth)[5:]
+    kept = np.setdiff1d(np.arange(80), few)
+    found = statistics.delong_test(truth[kept], a[kept], b[kept])
+    assert found.difference is not None
+    assert (found.low, found.p_value, found.note) == (None, None, "no interval: 5 patients, fewer than 6")
+
+
+@pytest.mark.parametrize(
+    ("num_positive", "note"), [(1, "no interval: one patient"), (5, "no interval: 5 patients, fewer than 6")]
+)
+def test_differences_over_too_few_patients_have_neither_interval_nor_p_value(num_positive: int, note: str) -> None:
+    truth, a, b, patients = slices()
+    truth[:, 0] = (patients < num_positive) & (np.arange(len(patients)) % 2 == 0)
+    found = statistics.paired_bootstrap(truth, a, b, Resampling.of(patients, num_resamples=100))
+    for metric in ("auc", "average_precision", "sensitivity"):
+        lacking = found[metric]["epidural"]
+        assert lacking.difference is not None
+        assert (lacking.low, lacking.high, lacking.p_value, lacking.note) == (None, None, None, note)
+    assert found["specificity"]["epidural"].p_value is not None
+    one = statistics.paired_bootstrap(truth, a, b, Resampling.of(np.zeros(len(truth)), num_resamples=100))
+    assert (one["log_loss"]["all"].low, one["log_loss"]["all"].p_value) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +151,9 @@ def test_bootstrap_and_delong_agree_where_patients_have_one_case_each() -> None:
     truth, a, b = cases(300)
     labels, one, other = (np.tile(np.asarray(v)[:, None], (1, 6)) for v in (truth, a, b))
     squash = [1 / (1 + np.exp(-values)) for values in (one, other)]
-    drawn = statistics.paired_bootstrap(labels, *squash, np.arange(300), num_resamples=2000)["auc"]["any"]
+    drawn = statistics.paired_bootstrap(labels, *squash, Resampling.of(np.arange(300), num_resamples=2000))["auc"][
+        "any"
+    ]
     exact = statistics.delong_test(truth, a, b)
     assert drawn.difference == pytest.approx(exact.difference)
     assert drawn.high - drawn.low == pytest.approx(exact.high - exact.low, rel=0.12)
@@ -127,21 +161,23 @@ def test_bootstrap_and_delong_agree_where_patients_have_one_case_each() -> None:
 
 def test_delong_on_slices_is_too_sure_of_itself() -> None:
     truth, a, _, patients = slices()
-    by_patient = metrics.bootstrap_intervals(truth, a, patients, num_resamples=500)["auc"]["any"]
+    by_patient = metrics.bootstrap_intervals(truth, a, Resampling.of(patients, num_resamples=500))["auc"]["any"]
     by_slice = statistics.delong(truth[:, ANY], a[:, ANY])
     assert by_patient.high - by_patient.low > 1.5 * (by_slice.high - by_slice.low)
 
 
 def test_paired_intervals_are_narrower_than_those_of_models_judged_apart() -> None:
     truth, a, b, patients = slices()
-    found = statistics.paired_bootstrap(truth, a, b, patients, num_resamples=500)
+    found = statistics.paired_bootstrap(truth, a, b, Resampling.of(patients, num_resamples=500))
     assert set(found) == {"log_loss", "auc", "average_precision", "sensitivity", "specificity"}
     better = found["auc"]["any"]
     assert better.a == pytest.approx(sk.roc_auc_score(truth[:, ANY], a[:, ANY]))
     assert better.difference == pytest.approx(better.b - better.a)
     assert better.low < better.difference < better.high
     assert better.p_value < 0.05
-    apart = [metrics.bootstrap_intervals(truth, p, patients, num_resamples=500)["auc"]["any"] for p in (a, b)]
+    apart = [
+        metrics.bootstrap_intervals(truth, p, Resampling.of(patients, num_resamples=500))["auc"]["any"] for p in (a, b)
+    ]
     widths = [span.high - span.low for span in apart]
     assert better.high - better.low < 0.8 * math.hypot(*widths)
     assert found["log_loss"]["all"].difference == pytest.approx(
@@ -152,7 +188,9 @@ def test_paired_intervals_are_narrower_than_those_of_models_judged_apart() -> No
 def test_each_model_is_cut_at_its_own_thresholds() -> None:
     truth, a, _, patients = slices()
     low, high = np.full(6, 0.2), np.full(6, 0.8)
-    found = statistics.paired_bootstrap(truth, a, a, patients, thresholds_a=low, thresholds_b=high, num_resamples=50)
+    found = statistics.paired_bootstrap(
+        truth, a, a, Resampling.of(patients, num_resamples=50), thresholds_a=low, thresholds_b=high
+    )
     for label, at in metrics.operating_points(truth, a, low).items():
         assert found["sensitivity"][label].a == at["sensitivity"]
     assert found["sensitivity"]["any"].difference < 0 < found["specificity"]["any"].difference
@@ -162,7 +200,7 @@ def test_each_model_is_cut_at_its_own_thresholds() -> None:
 def test_a_label_without_a_positive_is_undefined_and_stays_so() -> None:
     truth, a, b, patients = slices()
     truth[:, 0] = 0
-    found = statistics.paired_bootstrap(truth, a, b, patients, num_resamples=20)
+    found = statistics.paired_bootstrap(truth, a, b, Resampling.of(patients, num_resamples=20))
     for metric in ("auc", "average_precision", "sensitivity"):
         lacking = found[metric]["epidural"]
         assert (lacking.a, lacking.difference, lacking.low, lacking.p_value) == (None, None, None, None)
@@ -171,7 +209,18 @@ def test_a_label_without_a_positive_is_undefined_and_stays_so() -> None:
 
 def test_p_value_counts_resamples_on_the_far_side_of_zero() -> None:
     drawn = np.array([-1.0] * 3 + [2.0] * 96)
-    found = statistics.paired_difference(0.5, 0.75, np.zeros(99), drawn)
+    basis = Basis(fewest=30, every=30)
+    found = statistics.paired_difference(0.5, 0.75, np.zeros(99), drawn, basis)
     assert (found.difference, found.p_value) == (0.25, pytest.approx(2 * 4 / 100))
-    none = statistics.paired_difference(0.5, 0.75, np.zeros(4), np.full(4, np.nan))
+    none = statistics.paired_difference(0.5, 0.75, np.zeros(4), np.full(4, np.nan), basis)
     assert (none.low, none.p_value, none.num_undefined) == (None, None, 4)
+
+
+def test_no_p_value_is_below_that_of_the_exact_test_of_as_many_patients() -> None:
+    """Six patients whose sign is the same: 2 of 2 ** 6 sign flips are as far out, p = 1/32, whatever is resampled."""
+    drawn = np.linspace(1, 2, 1000)
+    found = statistics.paired_difference(0.5, 0.75, np.zeros(1000), drawn, Basis(fewest=6, every=6))
+    assert found.p_value == 1 / 32
+    assert found.note == "few patients: 6"
+    many = statistics.paired_difference(0.5, 0.75, np.zeros(1000), drawn, Basis(fewest=60, every=60))
+    assert many.p_value == pytest.approx(2 / 1001)

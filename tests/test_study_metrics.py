@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from fastich import metrics, study_metrics
+from fastich import resampling, study_metrics
 from fastich.labels import LABELS, enforce_any
+from fastich.resampling import Resampling
 from fastich.study_metrics import LOGITS, PROBABILITIES, sensitivity_at_specificity, specificity_at_sensitivity
 
 
@@ -70,7 +71,7 @@ def test_rates_at_a_fixed_rate_equal_every_threshold_tried(decimals: int, target
     rng = np.random.default_rng(decimals)
     truth = rng.random(70) < 0.4
     score = np.round(rng.random(70) + 0.5 * truth, decimals)
-    of_study, counts = np.arange(70) // 2, metrics.resample_counts(35, 6, seed=1)
+    of_study, counts = np.arange(70) // 2, resampling.resample_counts(35, 6, seed=1)
     for function, of_specificity in ((sensitivity_at_specificity, True), (specificity_at_sensitivity, False)):
         found = function(truth, score, of_study, counts, target)
         wanted = [brute(truth, score, row[of_study], target, of_specificity=of_specificity) for row in counts]
@@ -79,7 +80,7 @@ def test_rates_at_a_fixed_rate_equal_every_threshold_tried(decimals: int, target
 
 def test_summary_agrees_with_scikit_learn_and_its_intervals_hold_the_value() -> None:
     studies = study_metrics.study_table(slice_table(200))
-    found = study_metrics.summarise_studies(studies, num_resamples=200)
+    found = study_metrics.summarise_studies(studies, Resampling.of(studies["patient_id"], num_resamples=200))
     assert set(found) == set(LABELS)
     any_ = found["any"]
     assert any_["num_positive"] == studies["any"].sum()
@@ -94,7 +95,8 @@ def test_summary_agrees_with_scikit_learn_and_its_intervals_hold_the_value() -> 
 
 
 def test_a_label_that_no_study_has_is_undefined() -> None:
-    found = study_metrics.summarise_studies(study_metrics.study_table(slice_table()), num_resamples=20)["epidural"]
+    studies = study_metrics.study_table(slice_table())
+    found = study_metrics.summarise_studies(studies, Resampling.of(studies["patient_id"], num_resamples=20))["epidural"]
     assert found["num_positive"] == 0
     told = [found["auc"], *found["sensitivity_at_specificity"].values(), *found["specificity_at_sensitivity"].values()]
     assert all((one["value"], one["low"], one["high"]) == (None, None, None) for one in told)

@@ -8,6 +8,7 @@ import pytest
 from fastich import metrics, subgroups
 from fastich.errors import RecordError
 from fastich.labels import LABELS, SUBTYPES
+from fastich.resampling import Resampling
 from fastich.study_metrics import PROBABILITIES, study_table
 
 THRESHOLDS = dict.fromkeys(LABELS, 0.5)
@@ -86,9 +87,8 @@ def test_figures_of_a_group_are_those_of_its_slices_alone() -> None:
     of_group = slices[slices["study_uid"] < "s06"]
     found = line(table, "encoding", "unsigned12")
     point = metrics.operating_points(of_group[list(LABELS)], of_group[PROBABILITIES], 0.5)["any"]
-    spans = metrics.bootstrap_intervals(
-        of_group[list(LABELS)], of_group[PROBABILITIES], of_group["patient_id"], num_resamples=100, seed=3
-    )
+    draws = Resampling.of(of_group["patient_id"], num_resamples=100, seed=3)
+    spans = metrics.bootstrap_intervals(of_group[list(LABELS)], of_group[PROBABILITIES], draws)
     assert found["auc"] == pytest.approx(metrics.roc_auc(of_group[list(LABELS)], of_group[PROBABILITIES])["any"])
     for name in ("sensitivity", "specificity"):
         assert found[name] == point[name]
@@ -130,7 +130,22 @@ def test_one_patient_alone_has_no_interval() -> None:
     found = line(table, "encoding", "odd")
     assert found["sensitivity"] is not None
     assert found["sensitivity_low"] is None
-    assert "(one patient)" in subgroups.to_text(table)
+    assert found["sensitivity_note"] == "no interval: one patient"
+    assert "(no interval: one patient)" in subgroups.to_text(table)
+
+
+def test_a_rate_of_one_bleeding_patient_among_many_has_no_interval() -> None:
+    slices, studies, index = judged()
+    bleeds = studies.loc[(studies["any"] == 1) & (studies["study_uid"] < "s06"), "study_uid"].iloc[1:]
+    for table in (slices, studies):
+        table.loc[table["study_uid"].isin(bleeds), list(LABELS)] = 0
+    found = line(
+        subgroups.subgroup_table(slices, studies, index, THRESHOLDS, num_resamples=50), "encoding", "unsigned12"
+    )
+    assert (found["num_patients"], found["num_positive_studies"]) == (6, 1)
+    for name in ("auc", "sensitivity", "study_auc", "study_sensitivity"):
+        assert (found[f"{name}_low"], found[f"{name}_note"]) == (None, "no interval: one patient")
+    assert found["specificity_low"] is not None
 
 
 def test_html_escapes_what_headers_say() -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import calibration, metrics
+from fastich import calibration
 from fastich.calibration import BINS, Calibration
+from fastich.intervals import Basis, Floats, estimate, interval
 from fastich.labels import LABELS
-from fastich.metrics import estimate
+from fastich.metrics import NO_POSITIVES
 from fastich.report.choices import logits, truth
+from fastich.resampling import Resampling
 
-Floats = NDArray[np.float64]
 FEWEST_FOLDS = 2
 
 
@@ -60,32 +61,27 @@ def quality(
     labels: NDArray[np.int8], probability: Floats, patients: NDArray[np.str_], *, num_resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """``{"ece": {label or "macro": estimate}, "brier": the same}`` of ``probability`` [N, 6]."""
-    of_slice, num_patients = metrics.patient_numbers(patients)
-    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
+    resampling = Resampling.of(patients, num_resamples=num_resamples, seed=seed)
     ece_RK, brier_RK = [], []
     for column, p in zip(labels.T == 1, probability.T, strict=True):
-        ece_RK.append(resampled_ece(column, p, of_slice, counts_RP))
-        brier_RK.append(metrics.counts_ratio((p - column) ** 2, np.ones(len(p)), of_slice, counts_RP))
+        ece_RK.append(resampled_ece(column, p, resampling.of_row, resampling.counts_RP))
+        brier_RK.append(resampling.ratio((p - column) ** 2, np.ones(len(p))))
     ece = [calibration.expected_calibration_error(*pair) for pair in zip(labels.T, probability.T, strict=True)]
     brier = [calibration.brier(*pair) for pair in zip(labels.T, probability.T, strict=True)]
     present = (labels == 1).any(axis=0)
     return {
-        "ece": _by_label(ece, np.stack(ece_RK, axis=1), present),
-        "brier": _by_label(brier, np.stack(brier_RK, axis=1), present),
+        "ece": _by_label(ece, np.stack(ece_RK, axis=1), present, resampling.basis),
+        "brier": _by_label(brier, np.stack(brier_RK, axis=1), present, resampling.basis),
     }
 
 
-def _by_label(values: list[float], samples_RK: Floats, present: NDArray[np.bool_]) -> dict[str, Any]:
+def _by_label(values: list[float], samples_RK: Floats, present: NDArray[np.bool_], basis: Basis) -> dict[str, Any]:
     """An estimate for each label and for the mean of the labels that are ``present``."""
-    found = {
-        label: estimate(values[i], metrics.percentile_interval(samples_RK[:, i])) for i, label in enumerate(LABELS)
-    }
+    found = {label: estimate(values[i], interval(samples_RK[:, i], basis)) for i, label in enumerate(LABELS)}
     if not present.any():
-        return found | {"macro": estimate(None)}
-    macro = estimate(
-        float(np.mean(np.array(values)[present])), metrics.percentile_interval(samples_RK[:, present].mean(axis=1))
-    )
-    return found | {"macro": macro}
+        return found | {"macro": estimate(None, undefined=NO_POSITIVES)}
+    mean = float(np.mean(np.array(values)[present]))
+    return found | {"macro": estimate(mean, interval(samples_RK[:, present].mean(axis=1), basis))}
 
 
 def resampled_ece(

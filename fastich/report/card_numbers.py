@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastich.intervals import UNDEFINED
 from fastich.labels import LABELS
 from fastich.metrics import NO_NEGATIVES
 from fastich.operating_points import PREVALENCES
 from fastich.predictive_values import ppv_npv
 from fastich.report.card_parts import (
     NOT_STATED,
-    UNDEFINED,
     Document,
     Section,
     Table,

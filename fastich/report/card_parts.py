@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastich.intervals import UNDEFINED, text
 from fastich.metrics import NO_POSITIVES
 
 NOT_STATED = "not stated"
 NOT_SET = "not set"
-UNDEFINED = "undefined"
 
 Document = Mapping[str, Any]
 
@@ -67,12 +67,9 @@ def estimated(found: Any, num_positive: Any = None, digits: int = 3) -> str:
     """``0.978 (0.959 to 0.993)`` of an estimate with its interval; words where there is none."""
     if not isinstance(found, Mapping):
         return NOT_STATED
-    value, low, high = (found.get(key) for key in ("value", "low", "high"))
-    if value is None:
+    if found.get("value") is None and not found.get("note"):  # from a model folder of an earlier version
         return NO_POSITIVES if num_positive == 0 else UNDEFINED
-    if low is None or high is None:
-        return f"{value:.{digits}f} (no interval)"
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return text(found, digits)
 
 
 def facts(caption: str, rows: Sequence[tuple[str, Any]]) -> Table:

@@ -3,8 +3,10 @@
 Every figure has its 95 % interval by patient. From ``summary.json`` alone, so it can be printed again.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from fastich import intervals
 from fastich.classification import RATES
 from fastich.labels import LABELS
 from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
@@ -13,7 +15,7 @@ ANY_LABEL = LABELS[-1]
 FOUND = "those that are found"
 """Of ``pointing.SUBJECTS``, which stands on a higher floor."""
 ROWS = (*LABELS, "micro avg", "macro avg", "weighted avg")
-UNDEFINED = "undefined"
+NOT_JUDGED, ONE_PATIENT = "not judged", f"{intervals.UNDEFINED}: one patient"
 SEED_STUDY = {
     "any": {"precision": 0.92, "recall": 0.42},
     "epidural": {"recall": 0.00},
@@ -40,26 +42,26 @@ def goals(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     recall = _rate(study, "at_thresholds", "epidural", "recall")
     half = _rate(cnn, "at_0.5", "epidural", "recall")
     cross_fitted = study["calibration"]["slices"]["cross_fitted"]
-    ece = cross_fitted["ece"]["macro"] if cross_fitted else dict.fromkeys(("value", "low", "high"))
+    ece = cross_fitted["ece"]["macro"] if cross_fitted else intervals.estimate(None, undefined=ONE_PATIENT)
     rows = [
-        ("study AUC any", f">= {STUDY_AUC}", estimate_text(auc), _met(auc["value"], STUDY_AUC)),
+        ("study AUC any", f">= {STUDY_AUC}", intervals.text(auc), _met(_holds(auc, lambda value: value >= STUDY_AUC))),
         (
             "slice log loss, lower than 2D by",
             f">= {LOG_LOSS_GAIN:.0%}",
-            f"{estimate_text(gain)}: {cnn['log_loss']['value']:.4f} to {study['log_loss']['value']:.4f}",
-            _met(gain["value"], LOG_LOSS_GAIN),
+            f"{intervals.text(gain)}: {cnn['log_loss']['value']:.4f} to {study['log_loss']['value']:.4f}",
+            _met(_holds(gain, lambda value: value >= LOG_LOSS_GAIN)),
         ),
         (
             "epidural recall at the chosen threshold",
             f"> {EPIDURAL_RECALL}",
-            f"{estimate_text(recall)}; 2D at 0.5: {estimate_text(half)}",
-            _met(recall["value"], EPIDURAL_RECALL),
+            f"{intervals.text(recall)}; 2D at 0.5: {intervals.text(half)}",
+            _met(_holds(recall, lambda value: value > EPIDURAL_RECALL)),
         ),
         (
             "cross-fitted ECE, mean over labels",
             f"<= {LARGEST_ECE}",
-            estimate_text(ece),
-            _met(None if ece["value"] is None else -ece["value"], -LARGEST_ECE),
+            intervals.text(ece),
+            _met(_holds(ece, lambda value: value <= LARGEST_ECE)),
         ),
     ]
     return [*rows, *_coverage(study["triage"])]
@@ -75,27 +77,22 @@ def _coverage(triage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         told = why if mean is None else f"{mean:.3f}" + (f" (s.e. {error:.3f})" if error is not None else "")
         held = triage["coverage"]["bounded"][name]
         goal = f"triage {name.replace('_', ' ')}, {triage['coverage']['resamples']} resamplings"
-        rows.append((goal, f"<= {triage[bound]:g}", told, "-" if held is None else "met" if held else "not met"))
+        rows.append((goal, f"<= {triage[bound]:g}", told, _met(held)))
     return rows
 
 
-def _met(value: float | None, least: float) -> str:
-    if value is None:
-        return "-"
-    return "met" if value >= least else "not met"
+def _met(is_met: bool | None) -> str:
+    """Of a goal; None where there is no figure to judge."""
+    return NOT_JUDGED if is_met is None else "met" if is_met else "not met"
+
+
+def _holds(found: dict[str, Any], goal: Callable[[float], bool]) -> bool | None:
+    return None if found["value"] is None else goal(found["value"])
 
 
 def _rate(measured: dict[str, Any], point: str, row: str, name: str) -> dict[str, Any]:
     """One figure of a classification report as an ``estimate``; undefined without positives."""
-    report, interval = measured["reports"][point][row], measured["report_intervals"][point].get(row, {}).get(name)
-    return {"value": report[name], **(interval or dict.fromkeys(("low", "high")))}
-
-
-def estimate_text(found: dict[str, Any]) -> str:
-    """``0.978 (0.959 to 0.993)``, or that there is no figure."""
-    if found["value"] is None:
-        return UNDEFINED
-    return f"{found['value']:.3f}" + ("" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})")
+    return {"value": measured["reports"][point][row][name], **measured["report_intervals"][point][row][name]}
 
 
 def _side_by_side(summary: dict[str, Any]) -> list[str]:
@@ -110,8 +107,8 @@ def _side_by_side(summary: dict[str, Any]) -> list[str]:
                     row if name == RATES[0] else "",
                     name,
                     "not stated" if seed is None else f"{seed:.2f}",
-                    estimate_text(_rate(summary["cnn"], "at_0.5", row, name)),
-                    estimate_text(_rate(summary["study"], "at_thresholds", row, name)),
+                    intervals.text(_rate(summary["cnn"], "at_0.5", row, name)),
+                    intervals.text(_rate(summary["study"], "at_thresholds", row, name)),
                     f"{support:.0f}" if name == RATES[0] else "",
                 )
             )
@@ -121,7 +118,7 @@ def _side_by_side(summary: dict[str, Any]) -> list[str]:
 def _footer(summary: dict[str, Any]) -> list[str]:
     study, seconds = summary["study"], summary["seconds"]
     shares = study["triage"]["judged"]
-    triage = ", ".join(f"{name.replace('_', ' ')} {estimate_text(shares[name])}" for name in shares)
+    triage = ", ".join(f"{name.replace('_', ' ')} {intervals.text(shares[name])}" for name in shares)
     return [
         f"held out: {study['num_slices']} slices of {study['num_studies']} studies and {study['num_patients']} "
         "patients never trained on; 95 % intervals by patient",
@@ -140,8 +137,8 @@ def _pointing(found: dict[str, Any]) -> str:
     if rates is None:
         return "class maps: no slice with a bleed was found"
     return (
-        f"class maps: of {rates['num_slices']} slices whose bleed is found, in {estimate_text(rates['cell_hit'])} the "
-        f"cell of the map's peak touches it; by chance {estimate_text(rates['cell_chance'])}"
+        f"class maps: of {rates['num_slices']} slices whose bleed is found, in {intervals.text(rates['cell_hit'])} the "
+        f"cell of the map's peak touches it; by chance {intervals.text(rates['cell_chance'])}"
     )
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastich import conformal, metrics, operating_points, study_metrics
+from fastich import conformal, operating_points, study_metrics
+from fastich.intervals import UNDEFINED, estimate
 from fastich.labels import LABELS
-from fastich.metrics import estimate
+from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
 from fastich.report.calibration_numbers import calibration_numbers
 from fastich.report.choices import LARGEST, Choices, Tables, calibrated, triage_score
 from fastich.report.results import judged, summarise
+from fastich.resampling import Resampling
 from fastich.study_metrics import study_table
 
 Floats = NDArray[np.float64]
@@ -75,17 +77,18 @@ def _studies(found: Tables, choices: Choices, *, num_resamples: int, seed: int) 
 
     ``rules`` holds ``study_metrics.summarise_studies`` of the decision itself and of each rule over slices.
     """
-    numbers = judged(found.studies, choices.study_thresholds, num_resamples=num_resamples, seed=seed)
+
+    def draws(table: pd.DataFrame) -> Resampling:
+        return Resampling.of(table["patient_id"], num_resamples=num_resamples, seed=seed)
+
+    numbers = judged(found.studies, choices.study_thresholds, draws(found.studies))
     rules = [rule for rule in study_metrics.RULES if (rule, found.decision) != ("max", LARGEST)]
     tables = {found.decision: found.studies} | {rule: study_table(found.slices, rule) for rule in rules}
     return {
         "decision": found.decision,
         "num_studies": len(found.studies),
         **numbers,
-        "rules": {
-            rule: study_metrics.summarise_studies(table, num_resamples=num_resamples, seed=seed)
-            for rule, table in tables.items()
-        },
+        "rules": {rule: study_metrics.summarise_studies(table, draws(table)) for rule, table in tables.items()},
         "predictive_values": operating_points.predictive_values(numbers["operating_points"]["at_thresholds"]),
     }
 
@@ -96,15 +99,14 @@ def _triage(
     """The triage, what it did to the judged studies, and whether its bounds hold over resamplings of both splits."""
     score, bleed = triage_score(judged_studies), judged_studies[ANY_LABEL].to_numpy() == 1
     said = np.array([choices.triage.decide(value) for value in score.tolist()], dtype=object)
-    of_study, num_patients = metrics.patient_numbers(judged_studies["patient_id"])
-    counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
+    resampling = Resampling.of(judged_studies["patient_id"], num_resamples=num_resamples, seed=seed)
     every = np.ones(len(said), dtype=bool)
     shares = {
-        "miss_rate": (bleed & (said == conformal.CLEAR), bleed),
-        "alarm_rate": (~bleed & (said == conformal.FLAG), ~bleed),
-        "flag": (said == conformal.FLAG, every),
-        "clear": (said == conformal.CLEAR, every),
-        "human_first": (said == conformal.HUMAN_FIRST, every),
+        "miss_rate": (bleed & (said == conformal.CLEAR), bleed, NO_POSITIVES),
+        "alarm_rate": (~bleed & (said == conformal.FLAG), ~bleed, NO_NEGATIVES),
+        "flag": (said == conformal.FLAG, every, UNDEFINED),
+        "clear": (said == conformal.CLEAR, every, UNDEFINED),
+        "human_first": (said == conformal.HUMAN_FIRST, every, UNDEFINED),
     }
     pooled = pd.concat([validation, judged_studies]).drop_duplicates(
         "study_uid"
@@ -112,7 +114,7 @@ def _triage(
     return {
         **choices.triage.to_document(),
         "score": conformal.SCORE,
-        "judged": {name: _share(*of, of_study, counts_RP) for name, of in shares.items()},
+        "judged": {name: _share(*of, resampling) for name, of in shares.items()},
         "coverage": conformal.coverage(
             triage_score(pooled),
             pooled[ANY_LABEL],
@@ -125,10 +127,7 @@ def _triage(
     }
 
 
-def _share(
-    part: NDArray[np.bool_], whole: NDArray[np.bool_], of_study: NDArray[np.intp], counts_RP: Floats
-) -> dict[str, Any]:
-    """The ``estimate`` of ``sum(part) / sum(whole)``, exact over patients where it is 0 or 1."""
-    span = metrics.percentile_interval(metrics.counts_ratio(part, whole, of_study, counts_RP))
+def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_], undefined: str, resampling: Resampling) -> dict[str, Any]:
+    """The ``estimate`` of ``sum(part) / sum(whole)``; ``undefined`` are the words where ``whole`` is nobody."""
     value = float(part.sum() / whole.sum()) if whole.any() else None
-    return estimate(value, metrics.all_or_none(span, of_study[whole]))
+    return estimate(value, resampling.rate(part, whole), undefined=undefined)

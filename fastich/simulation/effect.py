@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastich.metrics import NO_NEGATIVES, NO_POSITIVES, estimate, percentile_interval, resample_counts
+from fastich.intervals import Basis, estimate, interval
+from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
+from fastich.resampling import resample_counts
 from fastich.serve.entities import Priority
 from fastich.simulation.cases import MINUTE_S, Cases, Floats
 from fastich.simulation.reading_room import Staff, first_in_first_out_s, opened_s
@@ -117,19 +119,19 @@ class Resampler:
         drawn = np.array([_moments(value, counts[at]) for counts in self.counts_RU])
         found: dict[str, Any] = {"num": len(value), "undefined": None if len(value) else undefined}
         for i, name in enumerate(("mean", *QUANTILES)):
-            found[name] = self._estimate(point[i], drawn[:, i])
+            found[name] = self._estimate(point[i], drawn[:, i], len(np.unique(shift)), undefined)
         return found | {"largest": float(value[-1]) if len(value) else None}
 
     def per_shift_of(self, happened: NDArray[np.bool_], shift: NDArray[np.intp]) -> dict[str, Any]:
         """An estimate of how often something happened a shift."""
         of_shift = np.bincount(shift[happened], minlength=self.num_shifts) / self.per_shift
         drawn = np.asarray(self.counts_RU @ of_shift / self.num_shifts, dtype=np.float64)
-        return self._estimate(float(of_shift.mean()), drawn)
+        return self._estimate(float(of_shift.mean()), drawn, self.num_shifts)
 
-    def _estimate(self, value: float, drawn: Floats) -> dict[str, Any]:
-        if not np.isfinite(value):
-            return estimate(None)
-        return estimate(value, percentile_interval(drawn) if self.num_shifts > 1 else None)
+    def _estimate(self, value: float, drawn: Floats, num_shifts: int, undefined: str = "") -> dict[str, Any]:
+        """Of ``num_shifts`` shifts that hold what is counted."""
+        basis = Basis(fewest=num_shifts, every=num_shifts, unit="shift")
+        return estimate(value if np.isfinite(value) else None, interval(drawn, basis), undefined=undefined)
 
 
 def _moments(value: Floats, weight: Floats) -> tuple[float, ...]:

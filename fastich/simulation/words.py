@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from fastich.intervals import FEWEST
+
 
 def table(found: dict[str, Any]) -> Iterator[str]:
     """Lines for a terminal."""
@@ -22,7 +24,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"alarms a shift {_estimate(one['alarms_per_shift'], 1)}, false {_estimate(one['false_alarms_per_shift'], 1)}; "
         f"in brackets 95 % intervals over {found['num_shifts']} shifts"
-        + ("" if found["num_shifts"] > 1 else ": none from one shift")
+        + ("" if found["num_shifts"] >= FEWEST else f": none from fewer than {FEWEST} shifts")
     )
     if found["sweep"]:
         yield ""
