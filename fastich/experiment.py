@@ -118,7 +118,7 @@ def _judgement(config: ExperimentConfig) -> dict[str, float]:
     seconds = {}
     for name in ("cnn", "study"):
         seconds[f"evaluate_{name}"] = step(
-            "evaluate", "--run", out / name, "--records", records, "--out", out / f"evaluation-{name}", "--amp",
+            "evaluate", "--run", out / name, "--records", records, "--out", out / f"evaluation-{name}",
             "--truth", out / "dicom" / TRUTH, "--rule", config.rule, "--bootstrap", config.bootstrap,
         )  # fmt: skip
     folders = (out / "evaluation-cnn", out / "evaluation-study")
