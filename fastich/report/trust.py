@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastich import conformal, metrics, operating_points, study_metrics
+from fastich.conformal_coverage import coverage
 from fastich.labels import LABELS
 from fastich.metrics import estimate
 from fastich.report.calibration_numbers import calibration_numbers
@@ -65,8 +66,7 @@ def trust(
             "slices": calibration_numbers(validation.slices, found.slices, choices.slices, **how),
             "studies": calibration_numbers(validation.studies, found.studies, choices.studies, **how),
         },
-        "triage": _triage(validation.studies, found.studies, choices, **how)
-        | ({"guarantee": NO_GUARANTEE} if is_ensemble else {}),
+        "triage": _triage(found.studies, choices, **how) | _evidence(validation, found, choices, seed, is_ensemble),
     }
 
 
@@ -90,45 +90,59 @@ def _studies(found: Tables, choices: Choices, *, num_resamples: int, seed: int) 
     }
 
 
-def _triage(
-    validation: pd.DataFrame, judged_studies: pd.DataFrame, choices: Choices, *, num_resamples: int, seed: int
-) -> dict[str, Any]:
-    """The triage, what it did to the judged studies, and whether its bounds hold over resamplings of both splits."""
-    score, bleed = triage_score(judged_studies), judged_studies[ANY_LABEL].to_numpy() == 1
+def _triage(studies: pd.DataFrame, choices: Choices, *, num_resamples: int, seed: int) -> dict[str, Any]:
+    """The triage and what it did to ``studies``: both risks count each patient once, as their bounds do."""
+    score, bleed = triage_score(studies), studies[ANY_LABEL].to_numpy() == 1
     said = np.array([choices.triage.decide(value) for value in score.tolist()], dtype=object)
-    of_study, num_patients = metrics.patient_numbers(judged_studies["patient_id"])
+    of_study, num_patients = metrics.patient_numbers(studies["patient_id"])
     counts_RP = metrics.resample_counts(num_patients, num_resamples, seed)
-    every = np.ones(len(said), dtype=bool)
-    shares = {
-        "miss_rate": (bleed & (said == conformal.CLEAR), bleed),
-        "alarm_rate": (~bleed & (said == conformal.FLAG), ~bleed),
+    every = np.ones(len(said))
+    with_bleed, without = (_once(rows, of_study) for rows in (bleed, ~bleed))
+    of = {
+        "miss_rate": (said == conformal.CLEAR, with_bleed),
+        "alarm_rate": (said == conformal.FLAG, without),
         "flag": (said == conformal.FLAG, every),
         "clear": (said == conformal.CLEAR, every),
         "human_first": (said == conformal.HUMAN_FIRST, every),
     }
-    pooled = pd.concat([validation, judged_studies]).drop_duplicates(
-        "study_uid"
-    )  # the same, where validation is judged
     return {
         **choices.triage.to_document(),
         "score": conformal.SCORE,
-        "judged": {name: _share(*of, of_study, counts_RP) for name, of in shares.items()},
-        "coverage": conformal.coverage(
-            triage_score(pooled),
-            pooled[ANY_LABEL],
-            pooled["patient_id"],
-            alpha_miss=choices.triage.alpha_miss,
-            alpha_alarm=choices.triage.alpha_alarm,
-            resamples=COVERAGE_RESAMPLES,
-            seed=seed,
-        ),
+        "judged": {name: _share(*pair, of_study, counts_RP) for name, pair in of.items()},
     }
 
 
-def _share(
-    part: NDArray[np.bool_], whole: NDArray[np.bool_], of_study: NDArray[np.intp], counts_RP: Floats
-) -> dict[str, Any]:
-    """The ``estimate`` of ``sum(part) / sum(whole)``, exact over patients where it is 0 or 1."""
-    span = metrics.percentile_interval(metrics.counts_ratio(part, whole, of_study, counts_RP))
-    value = float(part.sum() / whole.sum()) if whole.any() else None
-    return estimate(value, metrics.all_or_none(span, of_study[whole]))
+def _evidence(validation: Tables, found: Tables, choices: Choices, seed: int, is_ensemble: bool) -> dict[str, Any]:
+    """Whether the bounds hold over resamplings of both splits' patients; of an ensemble nothing of the kind.
+
+    Its validation scores are of single networks, those that are judged of their mean: a mixture that nobody will ever
+    calibrate with says nothing, so what triage did to the judged studies is all that is known of it.
+    """
+    if is_ensemble:
+        return {"guarantee": NO_GUARANTEE, "coverage": None}
+    pooled = pd.concat([validation.studies, found.studies])
+    pooled = pooled.drop_duplicates("study_uid")  # the same, where validation is judged
+    held = coverage(
+        triage_score(pooled),
+        pooled[ANY_LABEL],
+        pooled["patient_id"],
+        alpha_miss=choices.triage.alpha_miss,
+        alpha_alarm=choices.triage.alpha_alarm,
+        resamples=COVERAGE_RESAMPLES,
+        seed=seed,
+    )
+    return {"coverage": held}
+
+
+def _once(rows: NDArray[np.bool_], of_study: NDArray[np.intp]) -> Floats:
+    """The weight of each study, float64 [S]: 0 outside of ``rows``, and those of one patient add up to 1."""
+    weight = np.zeros(len(rows))
+    weight[rows] = conformal.shares(of_study[rows])
+    return weight
+
+
+def _share(part: NDArray[np.bool_], weight: Floats, of_study: NDArray[np.intp], counts_RP: Floats) -> dict[str, Any]:
+    """The ``estimate`` of the weighted share of ``part``, exact over patients where it is 0 or 1."""
+    span = metrics.percentile_interval(metrics.counts_ratio(part * weight, weight, of_study, counts_RP))
+    value = float((part * weight).sum() / weight.sum()) if weight.any() else None
+    return estimate(value, metrics.all_or_none(span, of_study[weight > 0]))
