@@ -4,13 +4,14 @@ Split conformal risk control on studies of known truth: p(any) below ``clear`` i
 what lies between, or at a threshold, goes to a human first. That p(any) is ``study_score``, the network's own and not
 a calibrated one: the guarantee wants a score that was not fitted on the studies that it is calibrated with.
 
-Each threshold is the boldest one whose risk on a new study is at most its alpha, by the exact finite-sample formula:
-with n studies of the class, at most ``floor(alpha * (n + 1)) - 1`` of them may be on the wrong side. Where n is too
-small for even none to be wrong, nothing is cleared (or flagged), and the document says how many studies are needed.
-Numpy only; microseconds.
+Patients are exchangeable, several studies of one patient are not independent. So each patient counts once: the loss is
+the share of a patient's studies of the class that is on the wrong side. Each threshold is the boldest one whose risk on
+a new patient is at most its alpha, by the exact finite-sample formula: over n patients the losses may add up to
+``alpha * (n + 1) - 1``. Where n is too small for even none to be wrong, nothing is cleared (or flagged), and the
+document says how many patients are needed. Numpy only; microseconds.
 
 Source: Angelopoulos, Bates, Fisch, Lei and Schuster, "Conformal risk control", ICLR 2024 (arXiv:2208.02814), theorem 1
-with losses 1{cleared} of studies with a bleed and 1{flagged} of studies without: B = 1.
+with a patient's share of cleared studies among those with a bleed, and of flagged ones among those without: B = 1.
 Shapes: S studies, K labels.
 """
 
@@ -25,7 +26,14 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 FLAG, CLEAR, HUMAN_FIRST = "flag", "clear", "human first"
-ASSUMPTION = "if new studies are exchangeable with the calibration studies of their class (same site, same mix)"
+BY_PATIENT = (
+    "each patient counting once, if new patients are exchangeable with the calibration patients (same site, same mix) "
+    "and their studies are whole"
+)
+BY_STUDY = (
+    "if new studies are exchangeable with the calibration studies of their class (same site, same mix, one study a "
+    "patient) and are whole"
+)
 SCORE = "sigmoid of a study's largest raw logit"
 """``study_score`` in words, for documents."""
 ROUNDING = 1e-9
@@ -37,7 +45,8 @@ class Triage:
     """Two thresholds on a study's p(any), ``None`` where the calibration set is too small for the alpha.
 
     ``alpha_miss`` bounds P(cleared | bleed), ``alpha_alarm`` P(flagged | no bleed); ``num_bleed`` and ``num_without``
-    count the calibration studies of each class.
+    count the calibration studies of each class, ``num_bleed_patients`` and ``num_without_patients`` their patients,
+    None where each study was taken for a patient of its own.
     """
 
     alpha_miss: float
@@ -46,6 +55,8 @@ class Triage:
     num_without: int
     clear: float | None
     flag: float | None
+    num_bleed_patients: int | None = None
+    num_without_patients: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no risk and no probability."""
@@ -69,30 +80,39 @@ class Triage:
         return CLEAR if clears else FLAG
 
     @property
+    def is_by_patient(self) -> bool:
+        """Whether each calibration patient counted once, however many studies there were of them."""
+        return self.num_bleed_patients is not None
+
+    @property
     def guarantee(self) -> str:
         """What holds, in one sentence."""
         return (
             f"On average over calibration sets, at most {self.alpha_miss:g} of studies with a bleed are cleared and at "
-            f"most {self.alpha_alarm:g} of studies without one are flagged, {ASSUMPTION}."
+            f"most {self.alpha_alarm:g} of studies without one are flagged, "
+            f"{BY_PATIENT if self.is_by_patient else BY_STUDY}."
         )
 
     @property
     def outcomes(self) -> list[str]:
         """Why nothing is cleared, or nothing flagged; empty where both thresholds exist."""
+        unit, counts = "studies", (self.num_bleed, self.num_without)
+        if self.is_by_patient:
+            unit, counts = "patients", (self.num_bleed_patients or 0, self.num_without_patients or 0)
         sides = (
-            (self.clear, "cleared", "with", self.alpha_miss, self.num_bleed),
-            (self.flag, "flagged", "without", self.alpha_alarm, self.num_without),
+            (self.clear, "cleared", "with", self.alpha_miss, counts[0]),
+            (self.flag, "flagged", "without", self.alpha_alarm, counts[1]),
         )
         return [
-            f"nothing is {done}: alpha {alpha:g} needs {needed(alpha)} calibration studies {kind} a bleed, "
-            f"found {count}"
+            f"nothing is {done}: alpha {alpha:g} needs {needed(alpha)} calibration {unit} {kind} a bleed, found {count}"
             for threshold, done, kind, alpha, count in sides
             if threshold is None
         ]
 
     def to_document(self) -> dict[str, Any]:
         """JSON values that ``from_document`` takes back exactly, with guarantee and outcomes in words beside them."""
-        return {"method": "split conformal risk control", **asdict(self)} | {
+        fields = {name: value for name, value in asdict(self).items() if name not in OPTIONAL or value is not None}
+        return {"method": "split conformal risk control", **fields} | {
             "guarantee": self.guarantee,
             "outcomes": self.outcomes,
         }
@@ -105,10 +125,16 @@ class Triage:
             ValueError: the document holds none.
         """
         try:
-            return cls(**{name: document[name] for name in cls.__dataclass_fields__})
+            required = [name for name in cls.__dataclass_fields__ if name not in OPTIONAL]
+            optional = {name: document[name] for name in OPTIONAL if name in document}
+            return cls(**{name: document[name] for name in required}, **optional)
         except (KeyError, TypeError) as error:
             what = f"{type(error).__name__} {error}"
             raise ValueError(f"triage: expected alphas, counts and two thresholds, found {what}") from error
+
+
+OPTIONAL = ("num_bleed_patients", "num_without_patients")
+"""Fields that documents from before patients were counted lack."""
 
 
 def study_score(logit_SK: NDArray[np.floating]) -> Floats:
@@ -123,24 +149,32 @@ def _check_alpha(*alphas: float) -> None:
 
 
 def needed(alpha: float) -> int:
-    """The fewest calibration studies of a class with which a threshold for ``alpha`` exists."""
+    """The fewest calibration patients of a class with which a threshold for ``alpha`` exists."""
     return math.ceil(1 / alpha - ROUNDING) - 1
 
 
-def allowed(alpha: float, count: int) -> int:
-    """How many of ``count`` calibration studies may be on the wrong side; -1 where none is too many still.
+def allowed(alpha: float, count: float) -> float:
+    """What the losses of ``count`` calibration patients may add up to; below 0 where not even none may be wrong.
 
-    From ``(wrong + 1) / (count + 1) <= alpha``.
+    From ``(losses + 1) / (count + 1) <= alpha``.
     """
-    return math.floor(alpha * (count + 1) + ROUNDING) - 1
+    return alpha * (count + 1) - 1 + ROUNDING
 
 
-def fit(p_any_S: ArrayLike, bleed_S: ArrayLike, *, alpha_miss: float, alpha_alarm: float) -> Triage:
+def fit(
+    p_any_S: ArrayLike,
+    bleed_S: ArrayLike,
+    patients_S: ArrayLike | None = None,
+    *,
+    alpha_miss: float,
+    alpha_alarm: float,
+) -> Triage:
     """Thresholds from calibration studies that neither training nor calibration of the probabilities has seen.
 
     Args:
         p_any_S: each study's p(any) [S].
         bleed_S: whether it holds a bleed [S], 0 or 1.
+        patients_S: whose study it is [S]; None: each is of a patient of its own.
         alpha_miss: bound of P(cleared | bleed).
         alpha_alarm: bound of P(flagged | no bleed).
 
@@ -148,24 +182,53 @@ def fit(p_any_S: ArrayLike, bleed_S: ArrayLike, *, alpha_miss: float, alpha_alar
         ValueError: an alpha, a probability or a shape makes no sense.
     """
     _check_alpha(alpha_miss, alpha_alarm)
-    p, bleed = _checked(p_any_S, bleed_S)
-    with_bleed, without = np.sort(p[bleed]), np.sort(p[~bleed])[::-1]
+    p, bleed = checked(p_any_S, bleed_S)
+    patient = patient_numbers(patients_S, len(p))
+    counted = {}
+    if patients_S is not None:
+        counted = dict(zip(OPTIONAL, (len(np.unique(patient[rows])) for rows in (bleed, ~bleed)), strict=True))
+    highest = _boldest(-p[~bleed], patient[~bleed], alpha_alarm)
     return Triage(
         alpha_miss=alpha_miss,
         alpha_alarm=alpha_alarm,
-        num_bleed=len(with_bleed),
-        num_without=len(without),
-        clear=_at(with_bleed, allowed(alpha_miss, len(with_bleed))),
-        flag=_at(without, allowed(alpha_alarm, len(without))),
+        num_bleed=int(bleed.sum()),
+        num_without=int((~bleed).sum()),
+        clear=_boldest(p[bleed], patient[bleed], alpha_miss),
+        flag=None if highest is None else -highest,
+        **counted,
     )
 
 
-def _at(ordered: Floats, wrong: int) -> float | None:
-    """The score that ``wrong`` studies may lie strictly beyond."""
-    return float(ordered[wrong]) if wrong >= 0 else None
+def _boldest(score_S: Floats, patient_S: NDArray[np.intp], alpha: float) -> float | None:
+    """The largest score that studies may lie strictly below; None where no patient may have any there."""
+    order = np.argsort(score_S, kind="stable")
+    share = shares(patient_S)[order]
+    below = np.cumsum(share) - share
+    kept = score_S[order][below <= allowed(alpha, float(share.sum()))]
+    return float(kept[-1]) if len(kept) else None
 
 
-def _checked(p_any_S: ArrayLike, bleed_S: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+def shares(patient_S: NDArray[np.intp]) -> Floats:
+    """The weight of each study, float64 [S]: those of one patient add up to 1."""
+    return np.asarray(1 / np.bincount(patient_S)[patient_S], dtype=np.float64)
+
+
+def patient_numbers(patients_S: ArrayLike | None, count: int) -> NDArray[np.intp]:
+    """The number of each study's patient [S]; without ``patients_S`` each study is of a patient of its own.
+
+    Raises:
+        ValueError: there are more or fewer than ``count`` studies.
+    """
+    if patients_S is None:
+        return np.arange(count)
+    _, number = np.unique(np.asarray(patients_S).astype(str), return_inverse=True)
+    if len(number) != count:
+        raise ValueError(f"triage: expected a patient for each of {count} studies, found {len(number)}")
+    return np.asarray(number, dtype=np.intp)
+
+
+def checked(p_any_S: ArrayLike, bleed_S: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    """Both as arrays [S]; anything that has no meaning is a ``ValueError``."""
     p, bleed = np.asarray(p_any_S, dtype=np.float64), np.asarray(bleed_S)
     if p.ndim != 1 or p.shape != bleed.shape:
         raise ValueError(f"triage: expected two [S], found {p.shape} and {bleed.shape}")
@@ -174,67 +237,3 @@ def _checked(p_any_S: ArrayLike, bleed_S: ArrayLike) -> tuple[Floats, NDArray[np
     if not np.isin(bleed, (0, 1)).all():
         raise ValueError("triage: expected a truth of 0 or 1 for every study, found others")
     return p, bleed.astype(bool)
-
-
-def rates(triage: Triage, p_any_S: ArrayLike, bleed_S: ArrayLike) -> dict[str, float | None]:
-    """What ``triage`` does to studies: ``miss_rate``, ``alarm_rate``, and the share of each decision.
-
-    ``None`` where no study has (or lacks) a bleed.
-    """
-    p, bleed = _checked(p_any_S, bleed_S)
-    said = np.array([triage.decide(value) for value in p.tolist()], dtype=object)
-    shares = {name.replace(" ", "_"): _mean(said == name) for name in (FLAG, CLEAR, HUMAN_FIRST)}
-    return {"miss_rate": _mean(said[bleed] == CLEAR), "alarm_rate": _mean(said[~bleed] == FLAG), **shares}
-
-
-def _mean(values: Any) -> float | None:
-    return float(np.mean(values)) if len(values) else None
-
-
-def coverage(
-    p_any_S: ArrayLike,
-    bleed_S: ArrayLike,
-    patients_S: ArrayLike,
-    *,
-    alpha_miss: float,
-    alpha_alarm: float,
-    resamples: int = 100,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Does the bound hold? Half of the patients calibrate, the other half are judged, ``resamples`` times over.
-
-    Returns JSON values: ``resamples``, the alphas, and for ``miss_rate``, ``alarm_rate``, ``flag``, ``clear`` and
-    ``human_first`` each ``mean``, ``standard_error`` (over resamples; ``None`` for fewer than two) and
-    ``num_undefined`` (no study of the class among those judged); ``bounded`` says whether each mean is within its
-    alpha, ``too_small`` in how many resamples nothing could be cleared, or flagged.
-
-    Raises:
-        ValueError: there are fewer than two patients, or as ``fit``.
-    """
-    p, bleed = _checked(p_any_S, bleed_S)
-    names, patient_S = np.unique(np.asarray(patients_S).astype(str), return_inverse=True)
-    if len(names) < 2 or len(patient_S) != len(p):
-        raise ValueError(f"coverage: expected a patient for each study and 2 or more, found {len(names)} patients")
-    rng = np.random.default_rng([seed, len(names)])
-    found: list[dict[str, float | None]] = []
-    too_small = {CLEAR: 0, FLAG: 0}
-    for _ in range(resamples):
-        calibrates = np.isin(patient_S, rng.permutation(len(names))[: len(names) // 2])
-        triage = fit(p[calibrates], bleed[calibrates], alpha_miss=alpha_miss, alpha_alarm=alpha_alarm)
-        found.append(rates(triage, p[~calibrates], bleed[~calibrates]))
-        too_small[CLEAR] += triage.clear is None
-        too_small[FLAG] += triage.flag is None
-    summary = {name: _summary([one[name] for one in found]) for name in found[0]}
-    bounds = {"miss_rate": alpha_miss, "alarm_rate": alpha_alarm}
-    bounded = {
-        name: None if summary[name]["mean"] is None else summary[name]["mean"] <= alpha
-        for name, alpha in bounds.items()
-    }
-    alphas = {"alpha_miss": alpha_miss, "alpha_alarm": alpha_alarm}
-    return {"resamples": resamples, **alphas, **summary, "bounded": bounded, "too_small": too_small}
-
-
-def _summary(values: list[float | None]) -> dict[str, Any]:
-    defined = [value for value in values if value is not None]
-    error = float(np.std(defined, ddof=1) / np.sqrt(len(defined))) if len(defined) > 1 else None
-    return {"mean": _mean(defined), "standard_error": error, "num_undefined": len(values) - len(defined)}

@@ -171,6 +171,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "config": subject.config,
             "evaluation": verb.plain(config),
         }
+        for label, why in (measured["calibration"]["slices"]["cross_fitted"] or {}).get("unfitted", {}).items():
+            verb.say(f"cross-fitted calibration of slices, {label}: {why}")
         curves = sorted((config.run / "curves").glob("*.png"))
         folder.write(config.folder, measured, judged, validation, choices, read_hu=reader.hu, curves=curves)
     return measured

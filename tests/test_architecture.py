@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "operating_points",
         "predictive_values",
         "conformal",
+        "conformal_coverage",
         "statistics",
         "study_scores",
         "study_metrics",

@@ -107,3 +107,13 @@ def test_steps_are_the_commands_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["seconds"]["total"] >= 0
     assert json.loads((out / "summary.json").read_text())["seconds"]["train"] == 1.0
     assert np.isclose(sum(found["seconds"][name] for name in ("phantom", "pack", "leakage", "export")), 4.0)
+
+
+def test_a_bound_that_nothing_could_break_is_not_met() -> None:
+    few = measure(make_table(6, 1), make_table(8, 2))["triage"]
+    (miss, _) = experiment_table._coverage(few)
+    assert miss[:2] == ("triage miss rate, 100 resamplings", "<= 0.1")
+    assert miss[2].startswith("undefined: a threshold, and such studies to judge, in 0 of 100 only")
+    assert miss[3] == "-"
+    enough = measure(make_table(60, 1), make_table(60, 7))["triage"]
+    assert experiment_table._coverage(enough)[0][3] in ("met", "not met")

@@ -249,3 +249,14 @@ def test_old_manifest_without_newer_keys_has_a_card(folder: Path) -> None:
     assert main([str(folder)]) == 0
     assert hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() in (folder / MARKDOWN_FILE).read_text()
     assert "there is no sequence model" in (folder / MARKDOWN_FILE).read_text()
+
+
+def test_triage_says_what_its_coverage_is_worth(folder: Path) -> None:
+    told = {"miss_rate": "undefined: a threshold in 9 of 100 only", "alarm_rate": "0.050 (s.e. 0.010)"}
+    did = {"judged": {"miss_rate": estimate(0.05)}, "coverage": {"told": told}}
+    found = document(folder, triage={"guarantee": "At most."}, metrics=metrics(triage=did))
+    text = of_section(to_markdown(found), "Triage")
+    assert "Studies, largest slice, miss_rate over resamplings: undefined: a threshold in 9 of 100 only." in text
+    assert "Studies, largest slice, alarm_rate over resamplings: 0.050 (s.e. 0.010)." in text
+    without = document(folder, triage={"guarantee": "At most."}, metrics=metrics(triage=did | {"coverage": None}))
+    assert "resamplings" not in of_section(to_markdown(without), "Triage")

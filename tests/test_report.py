@@ -336,3 +336,23 @@ def test_text_table_names_every_label() -> None:
     lines = results.text_table(measure(table, table)).splitlines()
     assert [line.split()[0] for line in lines[1:7]] == list(LABELS)
     assert "weighted log loss" in lines[-1]
+
+
+def test_triage_says_what_its_coverage_is_worth() -> None:
+    results_of = measure(make_table(12, 1), make_table(8, 2))
+    page = html.render_report(results_of, {})
+    told = results_of["triage"]["coverage"]["told"]["miss_rate"]
+    assert told.startswith("undefined: a threshold, and such studies to judge, in 0 of 100 only; alpha 0.1 needs 9")
+    assert f"<td>{told}</td>" in page
+    assert "of 4 and 4 patients; training chose its best epoch on these studies too" in page
+    results_of["triage"] |= {"coverage": None, "guarantee": "No guarantee: of an ensemble."}
+    page = html.render_report(results_of, {})
+    assert "No guarantee: of an ensemble." in page
+    assert "resamplings" not in page
+    assert "guarantee is approximate" not in page
+
+
+def test_labels_that_some_folds_cannot_calibrate_are_named_on_the_page() -> None:
+    results_of = measure(make_table(12, 1), make_table(12, 2))
+    results_of["calibration"]["slices"]["cross_fitted"]["unfitted"] = {"epidural": "not in 1 of 5 folds"}
+    assert "Cross-fitted, epidural: not in 1 of 5 folds." in html.render_report(results_of, {})

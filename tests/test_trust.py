@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,12 +7,13 @@ import pytest
 from test_report import make_table
 
 from fastich import calibration, conformal
+from fastich.conformal_coverage import coverage
 from fastich.intervals import estimate
 from fastich.labels import LABELS
-from fastich.report.calibration_numbers import quality, resampled_ece
+from fastich.report.calibration_numbers import calibration_numbers, quality, resampled_ece
 from fastich.report.choices import HEAD, Rules, Tables, calibrated, choose, logits, triage_score, truth
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
-from fastich.report.trust import apply, trust
+from fastich.report.trust import NO_GUARANTEE, apply, trust
 from fastich.study_metrics import study_table
 
 
@@ -26,8 +28,13 @@ def test_what_validation_decides_does_not_depend_on_the_judged_split() -> None:
     assert choices.slices == calibration.fit(logits(validation.slices), truth(validation.slices), "platt")
     assert choices.thresholds["rule"] == "max-f1"
     assert choices.triage == conformal.fit(
-        triage_score(validation.studies), validation.studies["any"], alpha_miss=0.1, alpha_alarm=0.2
+        triage_score(validation.studies),
+        validation.studies["any"],
+        validation.studies["patient_id"],
+        alpha_miss=0.1,
+        alpha_alarm=0.2,
     )
+    assert choices.triage.num_bleed_patients is not None
 
 
 def test_calibrated_tables_hold_the_probabilities_of_the_calibration() -> None:
@@ -58,7 +65,7 @@ def test_coverage_counts_a_study_once_where_validation_is_judged() -> None:
     choices = choose(validation, Rules())
     same = apply(choices, validation)
     found = trust(same, same, choices, num_resamples=10, seed=0)["triage"]["coverage"]
-    once = conformal.coverage(
+    once = coverage(
         triage_score(same.studies), same.studies["any"], same.studies["patient_id"], alpha_miss=0.1, alpha_alarm=0.2
     )
     assert found == once
@@ -134,3 +141,55 @@ def test_labels_without_positives_do_not_count_in_the_mean() -> None:
     assert found["macro"]["value"] == pytest.approx(np.mean([found[label]["value"] for label in LABELS[1:]]))
     none = quality(np.zeros((200, 6), np.int8), p, patients, num_resamples=20, seed=0)
     assert none["ece"]["macro"] == estimate(None, undefined="undefined: no positives")
+
+
+def test_each_patient_counts_once_in_what_triage_did_to_the_judged_studies() -> None:
+    validation, judged = tables(1), tables(2)
+    choices = choose(validation, Rules())
+    bleeding = judged.studies["any"] == 1
+    one = judged.studies[bleeding].index[triage_score(judged.studies[bleeding]).argmin()]
+    low = judged.studies.loc[[one] * 30].assign(study_uid=[f"again{i}" for i in range(30)])
+    more = Tables(
+        slices=judged.slices, studies=pd.concat([judged.studies, low], ignore_index=True), decision=judged.decision
+    )
+    clear = float(triage_score(low)[0]) + 1e-9
+    bold = dataclasses.replace(choices, triage=dataclasses.replace(choices.triage, clear=clear, flag=None))
+    for found in (judged, more):
+        did = trust(validation, apply(bold, found), bold, num_resamples=10, seed=0)["triage"]["judged"]
+        assert did["miss_rate"]["value"] == pytest.approx(1 / bleeding.sum())  # one patient of them, however often seen
+
+
+def test_nothing_is_claimed_of_an_ensembles_coverage_and_the_report_says_so() -> None:
+    """Validation is of single networks, the judged split of their mean: pooled they say nothing of either."""
+    validation, judged = tables(1), tables(2)
+    choices = choose(validation, Rules())
+    before, found = (apply(choices, one) for one in (validation, judged))
+    both = [trust(before, found, choices, num_resamples=10, seed=0, is_ensemble=one) for one in (False, True)]
+    single, ensemble = (one["triage"] for one in both)
+    assert single["guarantee"] == choices.triage.guarantee
+    assert (ensemble["guarantee"], ensemble["coverage"]) == (NO_GUARANTEE, None)
+    assert ensemble["judged"] == single["judged"]  # what was seen is still told
+
+
+def test_coverage_of_few_calibration_studies_is_not_called_met() -> None:
+    validation, judged = tables(1, 4), tables(2, 3)
+    choices = choose(validation, Rules(alpha_miss=0.05))
+    before, found = (apply(choices, one) for one in (validation, judged))
+    held = trust(before, found, choices, num_resamples=10, seed=0)["triage"]["coverage"]
+    assert held["bounded"]["miss_rate"] is None
+    assert "alpha 0.05 needs 19 calibrating patients with a bleed" in held["told"]["miss_rate"]
+
+
+def test_labels_that_cross_fitting_cannot_calibrate_are_named() -> None:
+    validation, judged = tables(1), tables(2)
+    first = (
+        validation.slices["patient_id"]
+        == validation.slices.loc[validation.slices["epidural"] == 1, "patient_id"].iloc[0]
+    )
+    validation.slices.loc[~first, "epidural"] = 0
+    choices = choose(validation, Rules())
+    assert "epidural" not in choices.slices.uncalibrated
+    numbers = calibration_numbers(validation.slices, judged.slices, choices.slices, num_resamples=10, seed=0)
+    assert numbers["cross_fitted"]["folds"] == 5
+    said = numbers["cross_fitted"]["unfitted"]["epidural"]
+    assert said == "not calibrated in 1 of 5 folds, undefined: no positives"

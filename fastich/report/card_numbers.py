@@ -235,6 +235,8 @@ def triage_section(document: Document) -> Section:
         if judged is not None:
             rows = tuple((name, estimated(found)) for name, found in judged.items())
             tables.append(Table(caption=f"{title}: what it did", columns=("share", "value"), rows=rows))
+        told = look(part, "metrics", "triage", "coverage", "told") or {}
+        sentences += [f"{title.capitalize()}, {name} over resamplings: {said(words)}." for name, words in told.items()]
     if not tables:
         sentences.append("Not stated: the model folder has no three-way rule.")
     return Section(title="Triage", sentences=tuple(sentences), tables=tuple(tables))

@@ -33,8 +33,8 @@ class Rules:
     Attributes:
         calibration: of ``calibration.METHODS``.
         threshold_rule: as ``operating_points`` reads it: ``max-f1``, ``youden``, ``sensitivity:0.95`` ...
-        alpha_miss: bound of the share of studies with a bleed that triage clears.
-        alpha_alarm: bound of the share of studies without one that triage flags.
+        alpha_miss: bound of the share of studies with a bleed that triage clears, each patient counting once.
+        alpha_alarm: bound of the share of studies without one that triage flags, likewise.
     """
 
     calibration: str = "platt"
@@ -87,6 +87,7 @@ def choose(seen: Tables, rules: Rules, split: str = "val") -> Choices:
         triage=conformal.fit(
             triage_score(studies),
             studies[LABELS[-1]],
+            studies["patient_id"],
             alpha_miss=rules.alpha_miss,
             alpha_alarm=rules.alpha_alarm,
         ),

@@ -9,7 +9,6 @@ from typing import Any
 from fastich import intervals
 from fastich.classification import RATES
 from fastich.labels import LABELS
-from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
 
 ANY_LABEL = LABELS[-1]
 FOUND = "those that are found"
@@ -69,15 +68,11 @@ def goals(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _coverage(triage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Mean risks over resamplings of calibration and test patients, beside their bounds."""
-    rows = []
+    held, rows = triage["coverage"], []
     for name, bound in (("miss_rate", "alpha_miss"), ("alarm_rate", "alpha_alarm")):
-        found = triage["coverage"][name]
-        mean, error = found["mean"], found["standard_error"]
-        why = NO_POSITIVES if name == "miss_rate" else NO_NEGATIVES
-        told = why if mean is None else f"{mean:.3f}" + (f" (s.e. {error:.3f})" if error is not None else "")
-        held = triage["coverage"]["bounded"][name]
-        goal = f"triage {name.replace('_', ' ')}, {triage['coverage']['resamples']} resamplings"
-        rows.append((goal, f"<= {triage[bound]:g}", told, _met(held)))
+        goal = f"triage {name.replace('_', ' ')}, {held['resamples']} resamplings"
+        verdict = {None: "-", True: "met", False: "not met"}[held["bounded"][name]]
+        rows.append((goal, f"<= {triage[bound]:g}", held["told"][name], verdict))
     return rows
 
 

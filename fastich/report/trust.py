@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastich import conformal, operating_points, study_metrics
+from fastich.conformal_coverage import coverage
 from fastich.intervals import UNDEFINED, estimate
 from fastich.labels import LABELS
 from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
@@ -67,8 +68,7 @@ def trust(
             "slices": calibration_numbers(validation.slices, found.slices, choices.slices, **how),
             "studies": calibration_numbers(validation.studies, found.studies, choices.studies, **how),
         },
-        "triage": _triage(validation.studies, found.studies, choices, **how)
-        | ({"guarantee": NO_GUARANTEE} if is_ensemble else {}),
+        "triage": _triage(found.studies, choices, **how) | _evidence(validation, found, choices, seed, is_ensemble),
     }
 
 
@@ -93,41 +93,57 @@ def _studies(found: Tables, choices: Choices, *, num_resamples: int, seed: int) 
     }
 
 
-def _triage(
-    validation: pd.DataFrame, judged_studies: pd.DataFrame, choices: Choices, *, num_resamples: int, seed: int
-) -> dict[str, Any]:
-    """The triage, what it did to the judged studies, and whether its bounds hold over resamplings of both splits."""
-    score, bleed = triage_score(judged_studies), judged_studies[ANY_LABEL].to_numpy() == 1
+def _triage(studies: pd.DataFrame, choices: Choices, *, num_resamples: int, seed: int) -> dict[str, Any]:
+    """The triage and what it did to ``studies``: both risks count each patient once, as their bounds do."""
+    score, bleed = triage_score(studies), studies[ANY_LABEL].to_numpy() == 1
     said = np.array([choices.triage.decide(value) for value in score.tolist()], dtype=object)
-    resampling = Resampling.of(judged_studies["patient_id"], num_resamples=num_resamples, seed=seed)
-    every = np.ones(len(said), dtype=bool)
+    resampling = Resampling.of(studies["patient_id"], num_resamples=num_resamples, seed=seed)
+    of_study, every = resampling.of_row, np.ones(len(said))
+    with_bleed, without = (_once(rows, of_study) for rows in (bleed, ~bleed))
     shares = {
-        "miss_rate": (bleed & (said == conformal.CLEAR), bleed, NO_POSITIVES),
-        "alarm_rate": (~bleed & (said == conformal.FLAG), ~bleed, NO_NEGATIVES),
+        "miss_rate": (said == conformal.CLEAR, with_bleed, NO_POSITIVES),
+        "alarm_rate": (said == conformal.FLAG, without, NO_NEGATIVES),
         "flag": (said == conformal.FLAG, every, UNDEFINED),
         "clear": (said == conformal.CLEAR, every, UNDEFINED),
         "human_first": (said == conformal.HUMAN_FIRST, every, UNDEFINED),
     }
-    pooled = pd.concat([validation, judged_studies]).drop_duplicates(
-        "study_uid"
-    )  # the same, where validation is judged
     return {
         **choices.triage.to_document(),
         "score": conformal.SCORE,
         "judged": {name: _share(*of, resampling) for name, of in shares.items()},
-        "coverage": conformal.coverage(
-            triage_score(pooled),
-            pooled[ANY_LABEL],
-            pooled["patient_id"],
-            alpha_miss=choices.triage.alpha_miss,
-            alpha_alarm=choices.triage.alpha_alarm,
-            resamples=COVERAGE_RESAMPLES,
-            seed=seed,
-        ),
     }
 
 
-def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_], undefined: str, resampling: Resampling) -> dict[str, Any]:
-    """The ``estimate`` of ``sum(part) / sum(whole)``; ``undefined`` are the words where ``whole`` is nobody."""
-    value = float(part.sum() / whole.sum()) if whole.any() else None
-    return estimate(value, resampling.rate(part, whole), undefined=undefined)
+def _evidence(validation: Tables, found: Tables, choices: Choices, seed: int, is_ensemble: bool) -> dict[str, Any]:
+    """Whether the bounds hold over resamplings of both splits' patients; of an ensemble nothing of the kind.
+
+    Its validation scores are of single networks, those that are judged of their mean: a mixture that nobody will ever
+    calibrate with says nothing, so what triage did to the judged studies is all that is known of it.
+    """
+    if is_ensemble:
+        return {"guarantee": NO_GUARANTEE, "coverage": None}
+    pooled = pd.concat([validation.studies, found.studies])
+    pooled = pooled.drop_duplicates("study_uid")  # the same, where validation is judged
+    held = coverage(
+        triage_score(pooled),
+        pooled[ANY_LABEL],
+        pooled["patient_id"],
+        alpha_miss=choices.triage.alpha_miss,
+        alpha_alarm=choices.triage.alpha_alarm,
+        resamples=COVERAGE_RESAMPLES,
+        seed=seed,
+    )
+    return {"coverage": held}
+
+
+def _once(rows: NDArray[np.bool_], of_study: NDArray[np.intp]) -> Floats:
+    """The weight of each study, float64 [S]: 0 outside of ``rows``, and those of one patient add up to 1."""
+    weight = np.zeros(len(rows))
+    weight[rows] = conformal.shares(of_study[rows])
+    return weight
+
+
+def _share(part: NDArray[np.bool_], weight: Floats, undefined: str, resampling: Resampling) -> dict[str, Any]:
+    """The ``estimate`` of the weighted share of ``part``; ``undefined`` are the words where ``weight`` is all 0."""
+    value = float((part * weight).sum() / weight.sum()) if weight.any() else None
+    return estimate(value, resampling.rate(part * weight, weight), undefined=undefined)
