@@ -114,6 +114,6 @@ def test_a_bound_that_nothing_could_break_is_not_met() -> None:
     (miss, _) = experiment_table._coverage(few)
     assert miss[:2] == ("triage miss rate, 100 resamplings", "<= 0.1")
     assert miss[2].startswith("undefined: a threshold, and such studies to judge, in 0 of 100 only")
-    assert miss[3] == "-"
+    assert miss[3] == "not judged"
     enough = measure(make_table(60, 1), make_table(60, 7))["triage"]
     assert experiment_table._coverage(enough)[0][3] in ("met", "not met")

@@ -71,8 +71,7 @@ def _coverage(triage: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     held, rows = triage["coverage"], []
     for name, bound in (("miss_rate", "alpha_miss"), ("alarm_rate", "alpha_alarm")):
         goal = f"triage {name.replace('_', ' ')}, {held['resamples']} resamplings"
-        verdict = {None: "-", True: "met", False: "not met"}[held["bounded"][name]]
-        rows.append((goal, f"<= {triage[bound]:g}", held["told"][name], verdict))
+        rows.append((goal, f"<= {triage[bound]:g}", held["told"][name], _met(held["bounded"][name])))
     return rows
 
 
