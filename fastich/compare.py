@@ -190,7 +190,7 @@ def _row(metric: str, label: str, method: str, found: Difference, judged: pd.Dat
 def table(found: dict[str, Any]) -> Iterator[str]:
     """Lines for a terminal."""
     yield from (f"{key.upper()}: {found[key]['path']} (studies: {found[key]['studies']})" for key in ("a", "b"))
-    yield f"{'label':18}{'metric':13}{'A':>9}{'B':>9}{'B - A':>9}{'95 % interval':>40}{'p':>9}"
+    yield f"{'label':18}{'metric':13}{'A':>9}{'B':>9}{'B - A':>9}  {'95 % interval':>40}{'p':>9}"
     for row in found["rows"]:
         name = NAMES.get(row["metric"], row["metric"])
         tail = "" if row["method"] == BOOTSTRAP else f"  {row['method']}, one study a patient"
@@ -208,7 +208,7 @@ def _figures(row: dict[str, Any]) -> str:
     span = row["note"] if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
     p_value = "none" if row["p_value"] is None else f"{row['p_value']:.4f}"
     caution = f"  {row['note']}" if row["low"] is not None and row["note"] else ""
-    return f"{row['a']:>9.4f}{row['b']:>9.4f}{row['difference']:>+9.4f}{span:>40}{p_value:>9}{caution}"
+    return f"{row['a']:>9.4f}{row['b']:>9.4f}{row['difference']:>+9.4f}  {span:>40}{p_value:>9}{caution}"
 
 
 def main(argv: list[str]) -> int:
