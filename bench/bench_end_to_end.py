@@ -25,9 +25,10 @@ from fastich import dicom, ops, score
 from fastich.hu import to_record
 from fastich.labels import ANY
 from fastich.packing.headers import read_many
+from fastich.score_files import Beside, read_all
 from fastich.serve.session import open_session
 from fastich.training.environment import num_cores, torch_threads
-from fastich.types import Reject, SliceHeader
+from fastich.types import SliceHeader
 
 STAGE = "end-to-end"
 NETWORK = "  of it the network"
@@ -93,9 +94,8 @@ def reading(case: Case) -> Iterator[Work]:
     paths = study_files(case)
 
     def run() -> int:
-        rejects: list[Reject] = []
         with dicom.Decoder() as decoder:
-            return sum(1 for _ in score.read_all(paths, decoder, rejects))
+            return sum(1 for _ in read_all(paths, decoder, Beside()))
 
     def check() -> str:
         if run() != len(paths):

@@ -35,6 +35,7 @@ __all__ = [
     "find_files",
     "group_studies",
     "iter_folder",
+    "load",
     "name_below",
     "named_files",
     "read_bytes",
@@ -127,7 +128,7 @@ def read_file(
         DicomError: the file cannot be used, with the reason.
     """
     name = name_below(path, path.parent if root is None else root)
-    return read_bytes(_load(path), name, decoder=decoder, allow_deflated=allow_deflated)
+    return read_bytes(load(path), name, decoder=decoder, allow_deflated=allow_deflated)
 
 
 def read_records(path: str, decoder: Decoder) -> list[NDArray[np.uint16]]:
@@ -139,7 +140,7 @@ def read_records(path: str, decoder: Decoder) -> list[NDArray[np.uint16]]:
     Raises:
         DicomError: the file cannot be used, with the reason.
     """
-    data = _load(path)
+    data = load(path)
 
     def records() -> list[NDArray[np.uint16]]:
         checked = _check(data, allow_deflated=True)
@@ -155,7 +156,12 @@ def _record(scale: Rescale, stored: NDArray[np.integer]) -> NDArray[np.uint16]:
     return hu.stored_to_record(values, scale.slope, scale.intercept)
 
 
-def _load(path: str | Path) -> bytes:
+def load(path: str | Path) -> bytes:
+    """The bytes of a file of bounded size.
+
+    Raises:
+        DicomError: it cannot be read, is no regular file, or too large.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):

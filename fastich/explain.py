@@ -28,10 +28,10 @@ from fastich.report.card_parts import estimated
 from fastich.report.html import render_explanation
 from fastich.report.overlay import Overlay
 from fastich.score import Asked, by_label, look_at, model_row
+from fastich.score_files import Beside
 from fastich.serve.session import open_session
 from fastich.serve.study_session import open_study_session
 from fastich.study_rule import judge, rule_of, thresholds_of
-from fastich.types import Reject
 from fastich.verb import option, required
 
 PICTURES_FOLDER = "pictures"
@@ -85,14 +85,14 @@ def explain(paths: Sequence[Path], config: ExplainConfig) -> dict[str, Any]:
     keep = study_session is not None
     ask = Asked(session=session, batch_size=config.batch_size, keep_embedding=keep, keep_cam=True)
     slices, studies_cut = thresholds_of(session, study_session)
-    rejects: list[Reject] = []
+    beside = Beside()
     rows: list[Row] = []
     shown: list[dict[str, Any]] = []
     with Decoder() as decoder:
-        studies, found = look_at(paths, ask, decoder, rejects)
+        studies, found = look_at(paths, ask, decoder, beside)
         if not studies:
             where = ", ".join(map(str, paths))
-            raise FastichError(f"{where}: expected CT slices, found none among {len(rejects)} files")
+            raise FastichError(f"{where}: expected CT slices, found none among {len(beside.rejects)} files")
         (config.out / PICTURES_FOLDER).mkdir(parents=True, exist_ok=True)
         (config.out / FINDINGS_FILE).unlink(missing_ok=True)
         for number, study in enumerate(verb.progress(studies, total=len(studies), unit="studies", title="explain")):
@@ -108,7 +108,9 @@ def explain(paths: Sequence[Path], config: ExplainConfig) -> dict[str, Any]:
         "map_cells": list(cells),
         "studies": sorted(shown, key=lambda row: (-row["probability"]["any"], row["study_uid"])),
         "pointing": None if masks is None else pointing.summary(rows, config.tolerance_mm, config.seed),
-        "not_scored": [{"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in rejects],
+        "not_scored": [
+            {"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in beside.rejects
+        ],
     }
     write_text(config.out / INDEX_FILE, render_explanation(report, pointing.SUBJECTS))
     write_json(config.out / FINDINGS_FILE, report)

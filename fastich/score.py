@@ -3,10 +3,10 @@
 Each file is decoded once and its pixels are dropped as soon as they are scored, so memory is one batch whatever the
 folder holds (0.8 GB in all with 16 slices at 256 px; with a sequence model 4 KB a slice more); a model that looks at
 neighbouring slices reads everything twice, for the order first, and holds one series. Reading costs about 1 ms a slice,
-DenseNet121 at 256 px 40 ms of two cores. What decides about a study stands in ``study_rule.py``.
+DenseNet121 at 256 px 40 ms of two cores. What decides about a study stands in ``study_rule.py``, what keeps one from
+being called clear in ``doubts.py``: everything is scored here, a lone slice too, but only a whole study can be cleared.
 """
 
-import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 from fastich import verb
 from fastich.artifact import INTENDED_USE, PRECISIONS, Thresholds
 from fastich.conformal import Triage
-from fastich.dicom import Decoder, Seen, Series, Study, group_studies, named_files, read_file
+from fastich.dicom import Decoder, Series, Study, group_studies, read_file
+from fastich.doubts import contradiction, settled
+from fastich.doubts import of_studies as doubts_of_studies
 from fastich.errors import DicomError, FastichError, UsageError
+from fastich.gate_rules import load_rules
 from fastich.labels import ANY, LABELS
+from fastich.score_files import Beside, read_all
 from fastich.serve.session import BACKENDS, Scores, Session, open_session
 from fastich.serve.study_session import StudySession, open_study_session
 from fastich.study_rule import (
@@ -39,7 +43,7 @@ from fastich.study_rule import (
     triage_score,
 )
 from fastich.study_scores import top_k_mean
-from fastich.types import HuArray, Reject, Slice, SliceHeader
+from fastich.types import HuArray, Slice, SliceHeader
 from fastich.verb import option, required
 
 NAMED_REJECTS = 5
@@ -61,6 +65,7 @@ class ScoreConfig:
     precision: str = option("float32", "of the network; int8 and float16 need their file", choices=PRECISIONS)
     batch_size: int = option(16, "slices a run of the model")
     top_k: int = option(3, "slices of the top-k mean")
+    rules: Path | None = option(None, "TOML file of eligibility rules: what is whole enough to be called clear")
 
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing."""
@@ -116,49 +121,41 @@ def score(
 ) -> dict[str, Any]:
     """Everything that ``--json`` prints: ``model``, ``studies`` (the likeliest bleed first) and ``not_scored``.
 
-    Without a ``study_session`` a study is its largest slice; ``study_rule`` says which rule it was.
+    Without a ``study_session`` a study is its largest slice; ``study_rule`` says which rule it was. A study with
+    ``doubts`` is never clear.
 
     Raises:
-        FastichError: a path does not exist.
+        FastichError: a path does not exist, or the rules file is malformed.
         ArtifactError: the model failed.
     """
-    rejects: list[Reject] = []
+    rules, beside = load_rules(config.rules), Beside()
     ask = Asked(session=session, batch_size=config.batch_size, keep_embedding=study_session is not None)
     with Decoder() as decoder:
-        studies, found = look_at(paths, ask, decoder, rejects)
+        studies, found = look_at(paths, ask, decoder, beside)
     limits, triage = thresholds_of(session, study_session)[1], triage_of(session, study_session)
     rows = [study_row(study, judge(study, found, study_session), limits, triage, config.top_k) for study in studies]
+    for row, doubts in zip(rows, doubts_of_studies(studies, beside.fields, beside.left(rules), rules), strict=True):
+        row["doubts"] = [*doubts, *contradiction(row)]
+        row["triage"] = settled(row["triage"], row["doubts"])
     return {
         "model": model_row(session, study_session),
         "study_rule": rule_of(study_session),
+        "rules_sha256": rules.sha256,
         "studies": sorted(rows, key=lambda row: (-row["probability"]["any"], row["study_uid"], row["patient_id"])),
-        "not_scored": [{"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in rejects],
+        "not_scored": [
+            {"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in beside.rejects
+        ],
     }
 
 
-def look_at(paths: Sequence[Path], ask: Asked, decoder: Decoder, rejects: list[Reject]) -> tuple[list[Study], Answers]:
-    """The studies below ``paths`` and what the network says of every slice; what cannot be used joins ``rejects``."""
-    slices = read_all(paths, decoder, rejects)
+def look_at(paths: Sequence[Path], ask: Asked, decoder: Decoder, beside: Beside) -> tuple[list[Study], Answers]:
+    """The studies below ``paths`` and what the network says of every slice; everything else is noted in ``beside``."""
+    slices = read_all(paths, decoder, beside)
     if ask.session.artifact.input_order == "any":
         headers, found = score_stream(slices, ask)
         return group_studies(headers), found
     studies = group_studies([one.header for one in slices])
     return studies, score_in_order(studies, decoder, ask)
-
-
-def read_all(paths: Sequence[Path], decoder: Decoder, rejects: list[Reject]) -> Iterator[Slice]:
-    """Every slice below ``paths``, its header's path as a user would type it; what cannot be used joins ``rejects``."""
-    seen = Seen()
-    files = list(dict.fromkeys(path for path, _ in named_files(paths)))
-    for path in verb.progress(files, total=len(files), unit="files", title="score"):
-        try:
-            slices = read_file(path, decoder=decoder)
-            seen.admit(path, slices, decoder)
-        except DicomError as error:
-            rejects.append(Reject(path=str(path), reason=error.reason, detail=error.detail))
-            continue
-        for one in slices:
-            yield Slice(header=dataclasses.replace(one.header, path=str(path)), hu=one.hu)
 
 
 def score_stream(slices: Iterator[Slice], ask: Asked) -> tuple[list[SliceHeader], Answers]:
@@ -219,7 +216,8 @@ def run_series(hu: HuArray, ask: Asked) -> list[SliceAnswer]:
 def study_row(study: Study, judged: Judged, limits: Thresholds, triage: Triage | None, top_k: int) -> dict[str, Any]:
     """One study as the JSON shows it; the key slice is the first in order among those with the largest p(any).
 
-    ``findings`` are the labels whose probability reaches its threshold; ``triage`` is null without a three-way rule.
+    ``findings`` are the labels whose probability reaches its threshold; ``triage`` is what the three-way rule alone
+    says, null without one.
     """
     series = [
         series_row(one, probability, logit)
@@ -334,6 +332,7 @@ def _footer(report: dict[str, Any]) -> Iterator[str]:
             counts = Counter(row["triage"] for row in report["studies"])
             shares = ", ".join(f"{decision} {count}" for decision, count in counts.items())
             yield f"triage: {shares}; {model['triage']['guarantee']}"
+            yield from _doubted([row for row in report["studies"] if row["doubts"]])
             if model["precision"] != "float32":
                 yield f"thresholds and triage were chosen in float32; {model['precision']} was compared by slices only"
         yield f"BLEED? at {rule}; model {model['sha256'][:12]}, {runs}; {INTENDED_USE}"
@@ -346,6 +345,16 @@ def _footer(report: dict[str, Any]) -> Iterator[str]:
             yield from _printable((f"  {left['path']}: {left['detail']}",))
         if len(found) > NAMED_REJECTS:
             yield f"  and {len(found) - NAMED_REJECTS} more (--json names all)"
+
+
+def _doubted(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The studies that are not whole, or not of the kind that the guarantee is about."""
+    if rows:
+        yield f"in doubt, so without the guarantee and never clear: {len(rows)} of the studies"
+    for row in rows[:NAMED_REJECTS]:
+        yield from _printable((f"  {row['study_uid']}: {'; '.join(row['doubts'])}",))
+    if len(rows) > NAMED_REJECTS:
+        yield f"  and {len(rows) - NAMED_REJECTS} more (--json names all)"
 
 
 def _printable(cells: Sequence[str]) -> tuple[str, ...]:

@@ -64,7 +64,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "inspect",
         "pack",
         "verify",
+        "gate_rules",
         "study_rule",
+        "eligibility",
+        "doubts",
+        "score_files",
         "score",
         "model_card",
         "pointing",
@@ -96,8 +100,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # The triage server, above everything that it serves.
     (
         "gate",
-        "gate_rules",
-        "eligibility",
         "serve.entities",
         "serve.render",
         "serve.config",

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastich.decoder import Decoder
 from fastich.dicom import named_files, read_file
+from fastich.doubts import conflicts
 from fastich.eligibility import LeftOut, left_row, series_row
 from fastich.gate import read_all
 from fastich.gate_rules import Rules, load_rules
@@ -81,9 +82,8 @@ def why_refused(path: Path, max_object_mib: int) -> str:
 def _study(
     uid: str, found: _Found, rules: Rules, model: Model, config: ScoringConfig, decoder: Decoder
 ) -> dict[str, Any]:
-    conflicts = sum(one.reason == RejectReason.CONFLICTING_DUPLICATE.value for one in found.left)
-    doubts = (f"{conflicts} files came under UIDs that were taken, with other pixels",) if conflicts else ()
-    case = Case(study_uid=uid, notes=found.notes, left=tuple(found.left), doubts=doubts)
+    taken = sum(one.reason == RejectReason.CONFLICTING_DUPLICATE.value for one in found.left)
+    case = Case(study_uid=uid, notes=found.notes, left=tuple(found.left), doubts=conflicts(taken))
     plan = planned(case, rules)
     outcome = _outcome(case, plan, rules, model, config, decoder)
     document = outcome.document

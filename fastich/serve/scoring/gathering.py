@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fastich.decoder import Decoder
+from fastich.doubts import conflicts
 from fastich.eligibility import RULE_DETAIL, LeftOut, left_out, of_slice, refusal
 from fastich.errors import DicomError, FastichError
 from fastich.gate_fields import Uids
@@ -112,9 +113,7 @@ class Gatherer:
 
 def _doubts(study: Study, num_instances: int) -> tuple[str, ...]:
     """What is known to be wrong with the whole of a study."""
-    found = []
-    if study.num_conflicts:
-        found.append(f"{study.num_conflicts} files came under UIDs that were taken, with other pixels")
+    found = [*conflicts(study.num_conflicts)]
     if study.expected_instances is not None and num_instances < study.expected_instances:
         found.append(f"{num_instances} of {study.expected_instances} expected files arrived")
     return tuple(found)
