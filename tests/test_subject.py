@@ -81,7 +81,7 @@ def test_evaluation_of_a_sequence_model_says_what_validation_decided(
     assert {"studies.parquet", "triage.json", "calibration.json", "study-calibration.json"} <= names
     triage = json.loads((tmp_path / "out" / "triage.json").read_text())
     assert triage["num_bleed"] + triage["num_without"] == 8
-    assert "needs 9 calibration studies with a bleed" in " ".join(triage["outcomes"])
+    assert "needs 9 calibration patients with a bleed" in " ".join(triage["outcomes"])
     assert measured["subgroups"][0]["factor"]
     for table, document in (("predictions", "calibration"), ("studies", "study-calibration")):
         made = pd.read_parquet(tmp_path / "out" / f"{table}.parquet")
