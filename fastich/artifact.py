@@ -22,8 +22,10 @@ FORMAT_VERSION = 1
 MANIFEST = "model.json"
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.ts"
+FLOAT32 = "float32"
+"""What model.onnx computes in, and what its thresholds and triage are chosen in."""
 PRECISION_FILES = {
-    "float32": ONNX_FILE,
+    FLOAT32: ONNX_FILE,
     "float16": "model.fp16.onnx",
     "int8": "model.int8.onnx",
     "bfloat16": ONNX_FILE,
@@ -108,6 +110,11 @@ class Artifact:
     def input_order(self) -> str:
         """``series`` where the graph looks at neighbouring slices, else ``any``."""
         return "series" if self.adjacent else "any"
+
+    @property
+    def largest_slice_thresholds(self) -> Thresholds:
+        """What cuts a study's largest slice: ``study_thresholds``, in older folders those of slices."""
+        return self.study_thresholds or self.thresholds
 
 
 def outputs_of(embedding_size: int) -> tuple[TensorSpec, ...]:

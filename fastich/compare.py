@@ -20,7 +20,7 @@ from fastich.errors import CheckpointError, RecordError, UsageError
 from fastich.files import atomic_path, write_json
 from fastich.intervals import LEVEL, Floats
 from fastich.labels import LABELS
-from fastich.resampling import Resampling, resampled_auc_and_ap
+from fastich.resampling import Resampling
 from fastich.statistics import Difference, delong_test, paired_bootstrap, paired_difference
 from fastich.study_metrics import PROBABILITIES, study_table
 from fastich.verb import option
@@ -173,7 +173,7 @@ def study_rows(a: Evaluation, b: Evaluation, config: CompareConfig) -> Iterator[
     truth = a.studies["any"].to_numpy() == 1
     scores = [one.studies["p_any"].to_numpy(np.float64) for one in (a, b)]
     draw = Resampling.of(a.studies["patient_id"], num_resamples=config.bootstrap, seed=config.seed)
-    drawn = [resampled_auc_and_ap(truth, score, draw.of_row, draw.counts_RP)[0] for score in scores]
+    drawn = [draw.auc_and_ap(truth, score)[0] for score in scores]
     values = [metrics.binary_auc(truth, score) for score in scores]
     by_patient = paired_difference(values[0], values[1], drawn[0], drawn[1], draw.area_basis(truth))
     yield _row("study_auc", "any", BOOTSTRAP, by_patient, a.studies)

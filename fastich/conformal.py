@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastich import resampling
+
 Floats = NDArray[np.float64]
 
 FLAG, CLEAR, HUMAN_FIRST = "flag", "clear", "human first"
@@ -221,10 +223,10 @@ def patient_numbers(patients_S: ArrayLike | None, count: int) -> NDArray[np.intp
     """
     if patients_S is None:
         return np.arange(count)
-    _, number = np.unique(np.asarray(patients_S).astype(str), return_inverse=True)
+    number, _ = resampling.patient_numbers(patients_S)
     if len(number) != count:
         raise ValueError(f"triage: expected a patient for each of {count} studies, found {len(number)}")
-    return np.asarray(number, dtype=np.intp)
+    return number
 
 
 def checked(p_any_S: ArrayLike, bleed_S: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:

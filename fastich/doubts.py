@@ -17,14 +17,12 @@ from fastich.eligibility import (
     FieldsOf,
     LeftOut,
     SeriesVerdict,
-    left_out,
     missed_by_series,
-    of_slice,
     plan,
-    refusal,
+    refused_slice,
     why_nothing,
 )
-from fastich.gate_fields import NOTHING, Uids
+from fastich.gate_fields import NOTHING
 from fastich.gate_rules import Rules
 from fastich.study_rule import place
 from fastich.types import RejectReason, SliceHeader
@@ -119,12 +117,11 @@ def _of_study(study: Study, fields: FieldsOf, left: Sequence[LeftOut], rules: Ru
     kept: list[SliceHeader] = []
     refused: list[LeftOut] = []
     for header in (header for series in study.series for header in series.headers):
-        found = refusal(of_slice(rules, header, fields.get(place(header), NOTHING)))
+        found = refused_slice(rules, header, fields.get(place(header), NOTHING))
         if found is None:
             kept.append(header)
         else:
-            uids = Uids(study=header.study_uid, series=header.series_uid, sop=header.sop_uid)
-            refused.append(left_out(rules, header.path, uids, found.reason, RULE_DETAIL + found.rule))
+            refused.append(found)
     whole = group_studies(kept)
     out = [*left, *refused]
     verdicts = plan(rules, whole[0], fields, missed_by_series(out)) if whole else ()

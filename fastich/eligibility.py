@@ -160,6 +160,15 @@ def refusal(findings: Iterable[Finding]) -> Finding | None:
     return next((one for one in findings if one.effect == REFUSE), None)
 
 
+def refused_slice(rules: Rules, header: SliceHeader, fields: GateFields) -> LeftOut | None:
+    """A slice that a rule refuses, as what is left out; None where none does."""
+    found = refusal(of_slice(rules, header, fields))
+    if found is None:
+        return None
+    uids = Uids(study=header.study_uid, series=header.series_uid, sop=header.sop_uid)
+    return left_out(rules, header.path, uids, found.reason, RULE_DETAIL + found.rule)
+
+
 def waits_for_study(rules: Rules, header: SliceHeader, fields: GateFields) -> bool:
     """Whether a slice is of a kind that is scored only where a whole study needs it."""
     values = slice_values(header, fields)

@@ -108,9 +108,7 @@ def explain(paths: Sequence[Path], config: ExplainConfig) -> dict[str, Any]:
         "map_cells": list(cells),
         "studies": sorted(shown, key=lambda row: (-row["probability"]["any"], row["study_uid"])),
         "pointing": None if masks is None else pointing.summary(rows, config.tolerance_mm, config.seed),
-        "not_scored": [
-            {"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in beside.rejects
-        ],
+        "not_scored": beside.not_scored,
     }
     write_text(config.out / INDEX_FILE, render_explanation(report, pointing.SUBJECTS))
     write_json(config.out / FINDINGS_FILE, report)

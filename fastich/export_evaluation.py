@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastich import verb
-from fastich.artifact import NOT_CALIBRATED, Thresholds, parse_thresholds
+from fastich.artifact import FLOAT32, NOT_CALIBRATED, Thresholds, parse_thresholds
 from fastich.calibration import Calibration
 from fastich.conformal import Triage
 from fastich.errors import UsageError
@@ -54,8 +54,6 @@ STUDY_KEYS = (
     "rules",
 )
 """What it repeats of the key ``studies``, where there is one."""
-FLOAT32 = "float32"
-"""What the exported graphs compute in."""
 PATHS_IN_CONFIG = ("records", "out", "run")
 """Fields of a training config that name folders of the machine it ran on: not for model.json."""
 

@@ -14,16 +14,14 @@ from typing import Any
 from fastich import verb
 from fastich.dicom import Decoder, Seen, Study, group_studies, named_files, read_bytes
 from fastich.eligibility import (
-    RULE_DETAIL,
     FieldsOf,
     LeftOut,
     SeriesVerdict,
     left_out,
     left_row,
     missed_by_series,
-    of_slice,
     plan,
-    refusal,
+    refused_slice,
     series_row,
     why_nothing,
 )
@@ -100,12 +98,7 @@ def read_all(
             continue
         fields = read_fields(data)
         for one in slices:
-            refused = refusal(of_slice(rules, one.header, fields))
-            if refused is None:
-                yield one.header, fields
-            else:
-                uids = Uids(study=one.header.study_uid, series=one.header.series_uid, sop=one.header.sop_uid)
-                yield left_out(rules, str(path), uids, refused.reason, RULE_DETAIL + refused.rule)
+            yield refused_slice(rules, one.header, fields) or (one.header, fields)
 
 
 def as_json(found: Sequence[StudyVerdict], rules: Rules) -> dict[str, Any]:

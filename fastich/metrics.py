@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 
 from fastich.intervals import UNDEFINED, Basis, Floats, Interval, interval, weakest
 from fastich.labels import CHALLENGE_WEIGHTS, LABELS, NUM_LABELS
-from fastich.resampling import Resampling, resampled_auc_and_ap
+from fastich.resampling import Resampling
 
 LabelValues = dict[str, float | None]
 """One value a label, and ``macro``, the mean of the defined ones."""
@@ -217,7 +217,7 @@ def resampled_metrics(
     out: dict[str, dict[str, Floats]] = {"log_loss": {"all": resampling.ratio(slice_log_loss(truth, scores), one)}}
     for i, label in enumerate(LABELS):
         real = truth[:, i]
-        auc, precision = resampled_auc_and_ap(real, scores[:, i], resampling.of_row, resampling.counts_RP)
+        auc, precision = resampling.auc_and_ap(real, scores[:, i])
         samples = {
             "log_loss": resampling.ratio(loss[:, i], one),
             "auc": auc,

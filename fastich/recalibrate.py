@@ -28,7 +28,7 @@ import numpy as np
 from fastich import artifact as contract
 from fastich import calibration as fitting
 from fastich import operating_points, verb
-from fastich.artifact import ONNX_FILE, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
+from fastich.artifact import FLOAT32, ONNX_FILE, TORCHSCRIPT_FILE, Artifact, FileEntry, Thresholds
 from fastich.calibration import Calibration
 from fastich.calibration_graph import with_calibration
 from fastich.conformal import Triage
@@ -57,7 +57,6 @@ from fastich.study_contract import STUDY_FILE
 from fastich.types import HuArray
 from fastich.verb import option, required
 
-FLOAT32 = "float32"
 HEADS = 4
 """Slices that every new file is asked about: preprocessing and network are the old ones, only the end is new."""
 
@@ -201,13 +200,8 @@ def _decision(artifact: Artifact, session: StudySession | None, unit: str) -> De
     """What decides about what the outcomes speak of."""
     if session is not None:
         return decision_of(session.part, unit)
-    thresholds = artifact.thresholds if unit == "slice" else study_cuts(artifact)
+    thresholds = artifact.thresholds if unit == "slice" else artifact.largest_slice_thresholds
     return Decision(calibration=artifact.calibration, thresholds=thresholds, triage=artifact.triage)
-
-
-def study_cuts(artifact: Artifact) -> Thresholds:
-    """What cuts a study's largest slice: in folders from before there were such thresholds, those of slices."""
-    return artifact.study_thresholds or artifact.thresholds
 
 
 def _read(was: Decision, folder: Path) -> Calibration:
@@ -237,7 +231,7 @@ def without_study(
         raise ArtifactError(f"{folder}: expected an ONNX file, found {TORCHSCRIPT_FILE} alone; export model.onnx")
     heads = list(batches_of(synthetic_heads(HEADS)))
     if unit == "slice":
-        slices, studies = now.thresholds, carried(study_cuts(old), before, calibration, "study")
+        slices, studies = now.thresholds, carried(old.largest_slice_thresholds, before, calibration, "study")
     else:
         slices, studies = carried(old.thresholds, before, calibration, "slice"), now.thresholds
     contents: dict[str, bytes] = {}

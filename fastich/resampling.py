@@ -37,6 +37,10 @@ class Resampling:
         """``sum(part) / sum(whole)`` of each resample, float64 [R]; NaN where ``whole`` sums to 0."""
         return counts_ratio(part, whole, self.of_row, self.counts_RP)
 
+    def auc_and_ap(self, truth: NDArray[np.bool_], score: Floats) -> tuple[Floats, Floats]:
+        """ROC AUC and average precision of each resample; ``truth`` and ``score`` [N] (``resampled_auc_and_ap``)."""
+        return resampled_auc_and_ap(truth, score, self.of_row, self.counts_RP)
+
     def rate(self, part: ArrayLike, whole: ArrayLike) -> Interval:
         """The interval of the rate ``sum(part) / sum(whole)``, each [N] and 0 to 1 a row."""
         return interval(self.ratio(part, whole), self.rate_basis(whole))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastich import verb
-from fastich.artifact import INTENDED_USE, PRECISIONS, Thresholds
+from fastich.artifact import FLOAT32, INTENDED_USE, PRECISIONS, Thresholds
 from fastich.conformal import Triage
 from fastich.dicom import Decoder, Series, Study, group_studies, read_file
 from fastich.doubts import contradiction, settled
@@ -142,9 +142,7 @@ def score(
         "study_rule": rule_of(study_session),
         "rules_sha256": rules.sha256,
         "studies": sorted(rows, key=lambda row: (-row["probability"]["any"], row["study_uid"], row["patient_id"])),
-        "not_scored": [
-            {"path": left.path, "reason": left.reason.value, "detail": left.detail} for left in beside.rejects
-        ],
+        "not_scored": beside.not_scored,
     }
 
 
@@ -333,7 +331,7 @@ def _footer(report: dict[str, Any]) -> Iterator[str]:
             shares = ", ".join(f"{decision} {count}" for decision, count in counts.items())
             yield f"triage: {shares}; {model['triage']['guarantee']}"
             yield from _doubted([row for row in report["studies"] if row["doubts"]])
-            if model["precision"] != "float32":
+            if model["precision"] != FLOAT32:
                 yield f"thresholds and triage were chosen in float32; {model['precision']} was compared by slices only"
         yield f"BLEED? at {rule}; model {model['sha256'][:12]}, {runs}; {INTENDED_USE}"
     by_reason: dict[str, list[dict[str, str]]] = defaultdict(list)

@@ -41,6 +41,11 @@ class Beside:
         self.rejects.append(Reject(path=str(path), reason=error.reason, detail=error.detail))
         self.uids.append(read_uids(data))
 
+    @property
+    def not_scored(self) -> list[dict[str, str]]:
+        """The files that cannot be used, as JSON shows them."""
+        return [{"path": one.path, "reason": one.reason.value, "detail": one.detail} for one in self.rejects]
+
     def left(self, rules: Rules) -> list[LeftOut]:
         """The files that cannot be used as the rules see them."""
         pairs = zip(self.rejects, self.uids, strict=True)

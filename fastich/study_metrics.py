@@ -22,7 +22,7 @@ from fastich import metrics
 from fastich.intervals import Floats, estimate, interval
 from fastich.labels import LABELS
 from fastich.metrics import CHALLENGE_CLIP
-from fastich.resampling import Resampling, resampled_auc_and_ap, resampled_curves
+from fastich.resampling import Resampling, resampled_curves
 from fastich.study_scores import largest, noisy_or, top_k_mean
 
 Rate = Callable[[NDArray[np.bool_], Floats, NDArray[np.intp], Floats, float], Floats]
@@ -76,7 +76,7 @@ def summarise_studies(studies: pd.DataFrame, resampling: Resampling) -> dict[str
 
 
 def _of_label(truth: NDArray[np.bool_], score: Floats, resampling: Resampling) -> dict[str, Any]:
-    drawn, _ = resampled_auc_and_ap(truth, score, resampling.of_row, resampling.counts_RP)
+    drawn, _ = resampling.auc_and_ap(truth, score)
     auc = interval(drawn, resampling.area_basis(truth))
     return {
         "num_positive": int(truth.sum()),

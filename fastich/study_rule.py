@@ -65,8 +65,7 @@ def rule_of(study_session: StudySession | None) -> str:
 def thresholds_of(session: Session, study_session: StudySession | None) -> tuple[Thresholds, Thresholds]:
     """Thresholds of slices and of studies (those of slices in folders from before there were others)."""
     if study_session is None:
-        slices = session.artifact.thresholds
-        return slices, session.artifact.study_thresholds or slices
+        return session.artifact.thresholds, session.artifact.largest_slice_thresholds
     return study_session.part.slice_thresholds, study_session.part.study_thresholds
 
 

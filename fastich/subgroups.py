@@ -20,7 +20,7 @@ from fastich import metrics
 from fastich.errors import RecordError
 from fastich.intervals import estimate, interval, text
 from fastich.labels import SUBTYPES
-from fastich.resampling import Resampling, resampled_auc_and_ap
+from fastich.resampling import Resampling
 
 TILT_DEG = 1.0
 """A gantry that is not tilted says 0; less than this changes the spacing by 0.015 %."""
@@ -172,7 +172,7 @@ def _figures(
     said = score >= threshold
     resampling = Resampling.of(table["patient_id"], num_resamples=draw[0], seed=draw[1])
     hits, spared = real & said, ~real & ~said
-    areas, _ = resampled_auc_and_ap(real, score, resampling.of_row, resampling.counts_RP)
+    areas, _ = resampling.auc_and_ap(real, score)
     found = {
         "auc": (metrics.binary_auc(real, score), interval(areas, resampling.area_basis(real))),
         "sensitivity": (_share(hits, real), resampling.rate(hits, real)),
