@@ -72,7 +72,7 @@ class RecalibrateConfig:
     rule: str = option(
         STORED,
         "thresholds of the labels fitted anew: stored (chosen again by the model's own rule), keep (the same "
-        "probabilities), or a rule: max-f1, youden, sensitivity:0.95, specificity:0.95",
+        "decisions, at the same raw logits), or a rule: max-f1, youden, sensitivity:0.95, specificity:0.95",
     )
     least: int = option(20, "positives, and negatives, that a label needs to be fitted anew (ten a constant)")
     folds: int = option(fitting.FOLDS, "parts of the patients for the cross-fitted figures")
@@ -124,7 +124,7 @@ def recalibrate(config: RecalibrateConfig) -> dict[str, Any]:
     triage, triage_note = refit_triage(was.triage, joined, outcomes.unit)
     now = Decision(
         calibration=document(refit, joined, outcomes, was.calibration),
-        thresholds=choose_thresholds(was.thresholds, refit, joined, config.rule, outcomes),
+        thresholds=choose_thresholds(was.thresholds, before, refit, joined, config.rule, outcomes),
         triage=triage,
     )
     if session is None:
@@ -141,6 +141,7 @@ def recalibrate(config: RecalibrateConfig) -> dict[str, Any]:
         "unchanged": [] if session is None else sorted(set(contents) - {STUDY_FILE}),
         "left_out": sorted(set(old.files) - set(contents)),
         "triage": triage_note,
+        "rule": now.thresholds.rule,
         "other_thresholds": None if session else _other_thresholds(new, outcomes.unit),
         "labels": label_rows(before, was.thresholds, refit, now.thresholds),
     }
@@ -184,11 +185,12 @@ def _require_same_networks(
                 f"found {_short(found)}; score with this model"
             )
 
-    precision = model.get("precision", FLOAT32)
+    precision = model.get("precision")  # every version that printed logits named it
     if precision != FLOAT32:
+        way = "with this version" if precision is None else f"without --precision {precision}"
         raise UsageError(
             f"{config.scores}: expected scores in {FLOAT32}, in which the folder's thresholds were chosen, "
-            f"found {precision}; score without --precision {precision}"
+            f"found {precision or 'no precision'}; score {way}"
         )
 
 
@@ -312,6 +314,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         f"{report['num_without_score']} outcomes without a score; after: cross-fitted by patient"
     )
     yield f"triage: {report['triage']}"
+    yield f"thresholds of each {report['unit']}: {report['rule']}"
     if report["other_thresholds"]:
         others = report["other_thresholds"]
         cuts = ", ".join(f"{label} {value:.4f}" for label, value in others["values"].items())

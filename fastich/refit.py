@@ -22,7 +22,8 @@ from fastich.labels import ANY, LABELS, UNKNOWN
 from fastich.outcomes import Joined, Outcomes
 
 STORED, KEEP = "stored", "keep"
-"""Rules of thresholds beside those of ``operating_points``: the model's own, and none: the same probabilities."""
+"""Rules of thresholds beside those of ``operating_points``: the model's own, and none: the same decisions."""
+KEPT = ", kept when recalibrated"
 
 ROUNDING = 1e-6
 """Of a probability: graphs compute in float32, and the case that a cut was put at must stay above it."""
@@ -105,16 +106,22 @@ def merged(
     return Calibration(method="platt", of_label=tuple(of_label)), kept
 
 
-def choose_thresholds(old: Thresholds, refit: Refit, joined: Joined, rule: str, outcomes: Outcomes) -> Thresholds:
+def choose_thresholds(
+    old: Thresholds, before: Calibration, refit: Refit, joined: Joined, rule: str, outcomes: Outcomes
+) -> Thresholds:
     """Thresholds in the new probabilities; a label that kept its calibration keeps its threshold too.
 
-    The stored rule is what model.json says before `` on ``; one that is no rule (0.5 by default) keeps the thresholds.
+    The stored rule is what model.json says before `` on ``. Where that is none, and where none is asked for, the
+    decisions stay (``carried``): a probability that was chosen in the old ones of ``before`` means nothing in the new.
+    Only 0.5 that no rule has chosen means itself, and stays.
     """
     text = old.rule.partition(" on ")[0] if rule == STORED else rule
     try:
         name, target = operating_points.parse_rule(text)
     except ValueError:
-        return dataclasses.replace(old, rule=f"{old.rule}, kept when recalibrated")
+        if rule == STORED and old.values == Thresholds().values:
+            return dataclasses.replace(old, rule=old.rule.removesuffix(KEPT) + KEPT)
+        return carried(old, before, refit.calibration, outcomes.unit)
     p_NK = refit.calibration.probability(joined.logit)
     values = list(old.values)
     for i, label in enumerate(LABELS):
@@ -128,7 +135,7 @@ def choose_thresholds(old: Thresholds, refit: Refit, joined: Joined, rule: str, 
 
 
 def carried(old: Thresholds, before: Calibration, after: Calibration, unit: str) -> Thresholds:
-    """The cuts of the ``unit`` that no outcome spoke of, in the new probabilities: each at its old raw logit.
+    """The cuts of the ``unit`` that no rule chooses again, in the new probabilities: each at its old raw logit.
 
     What was found is found again; only of ``any`` a subtype may be what its probability comes from.
     """
@@ -141,10 +148,13 @@ def carried(old: Thresholds, before: Calibration, after: Calibration, unit: str)
 
 
 def _moved(cut: float, was: LabelCalibration, now: LabelCalibration) -> float:
-    """The new probability of the least logit whose old one reaches ``cut``, lowered by ``ROUNDING``."""
+    """The new probability of the least logit whose old one reaches ``cut``, lowered by ``ROUNDING``.
+
+    0 where every logit reaches it, 1 where none does: beyond the ends of isotonic knots the new map goes on.
+    """
     least = least_logit(was, cut)
-    if not np.isfinite(least):  # everything is found, or nothing is
-        return cut
+    if not np.isfinite(least):
+        return 0.0 if least < 0 else 1.0
     return float(now.probability(np.array([least]))[0]) * (1 - ROUNDING)
 
 
@@ -177,7 +187,8 @@ def refit_triage(was: Mapping[str, Any] | None, joined: Joined, unit: str) -> tu
         return was, "kept: it looks at raw logits, which do not change"
     known = joined.labels[:, ANY] != UNKNOWN
     score, bleed = conformal.study_score(joined.logit[known]), joined.labels[known, ANY]
-    made = conformal.fit(score, bleed, alpha_miss=old.alpha_miss, alpha_alarm=old.alpha_alarm)
+    patients = joined.patients[known]
+    made = conformal.fit(score, bleed, patients, alpha_miss=old.alpha_miss, alpha_alarm=old.alpha_alarm)
     if made.outcomes:
         return was, "; ".join(["kept: the outcomes are too few to choose it again", *made.outcomes])
     return made.to_document() | {"score": conformal.SCORE}, "chosen again on the outcomes"

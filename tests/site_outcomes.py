@@ -39,7 +39,7 @@ def score_document(study_logit: np.ndarray | None = None, **model: Any) -> dict[
         | ({} if study_logit is None else {"logit": by_label(study_logit[start // SLICES])})
         for start in range(0, len(slices), SLICES)
     ]
-    return {"model": {"weights_sha256": "ab" * 32, **model}, "studies": studies}
+    return {"model": {"weights_sha256": "ab" * 32, "precision": "float32", **model}, "studies": studies}
 
 
 def by_label(values: np.ndarray) -> dict[str, float]:

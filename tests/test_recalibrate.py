@@ -168,7 +168,8 @@ def test_outcomes_of_studies_calibrate_the_largest_slice_and_the_triage(
     assert Calibration.from_document(artifact.calibration).of_label[5] == wanted
     assert artifact.calibration["unit"] == "study"
     bleed = study_truth(path)[:, 5]
-    made = conformal.fit(1 / (1 + np.exp(-largest.max(axis=1))), bleed, alpha_miss=0.2, alpha_alarm=0.2)
+    patients = [f"P{i}" for i in range(NUM_STUDIES)]
+    made = conformal.fit(1 / (1 + np.exp(-largest.max(axis=1))), bleed, patients, alpha_miss=0.2, alpha_alarm=0.2)
     assert artifact.triage == made.to_document() | {"score": conformal.SCORE}
     assert report["triage"].startswith("chosen again on the outcomes")
 
@@ -232,6 +233,35 @@ def test_outcomes_of_studies_choose_the_cuts_of_studies_and_leave_the_decisions_
     assert artifact.thresholds.rule == "max-f1 on val, the same slice logits after recalibration"
 
 
+def test_outcomes_of_studies_with_the_rule_keep_leave_every_decision_as_it_was(
+    model: Path, scores: Path, tmp_path: Path
+) -> None:
+    old = with_study_cuts(model)
+    path = study_outcomes(tmp_path / "studies.csv")
+    report = run(model, path, scores, tmp_path / "new", least=10, rule="keep")
+    new = load_artifact(tmp_path / "new")
+    assert new.study_thresholds is not None
+    for label in range(6):
+        before = found(model, old, label)
+        assert found(tmp_path / "new", new.study_thresholds, label) == before
+        assert 0 < sum(before) < NUM_STUDIES
+    assert new.study_thresholds.values[5] == report["labels"]["any"]["threshold"] != old.values[5]
+    assert new.study_thresholds.rule == "sensitivity:0.9 on val, the same study logits after recalibration"
+    logit = site()[0][:, 5]
+    was, now = (Calibration.from_document(load_artifact(at).calibration) for at in (model, tmp_path / "new"))
+    cut = new.thresholds.values[5]
+    assert ((now.of_label[5].probability(logit) >= cut) == (was.of_label[5].probability(logit) >= 0.3)).all()
+
+
+def test_scores_that_name_no_precision_are_refused(model: Path, outcomes: Path, tmp_path: Path) -> None:
+    document = score_document()
+    del document["model"]["precision"]
+    path = tmp_path / "unnamed.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"expected scores in float32, .* found no precision; score with this version"):
+        run(model, outcomes, path, tmp_path / "new")
+
+
 def test_scores_in_another_precision_are_refused(model: Path, outcomes: Path, tmp_path: Path) -> None:
     document = score_document()
     document["model"]["precision"] = "int8"
@@ -280,7 +310,11 @@ def test_json_is_what_is_returned(
     assert main([*words(model, outcomes, scores, tmp_path / "new"), "--json", "--rule", "keep"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert list(report["labels"]) == list(LABELS)
-    assert {row["threshold"] for row in report["labels"].values()} == {0.3}
+    assert report["rule"] == "max-f1 on val, the same slice logits after recalibration"
+    assert f"thresholds of each slice: {report['rule']}" in list(recalibrate.table(report))
+    rows = report["labels"].values()
+    assert {row["threshold"] for row in rows if row["kept"] is not None} == {0.3}
+    assert 0.3 not in {row["threshold"] for row in rows if row["kept"] is None}
     assert report["num_without_score"] == 0
 
 

@@ -32,7 +32,7 @@ from fastich.phantom import PhantomConfig, generate
 from fastich.recalibrate import RecalibrateConfig, main, recalibrate, table
 from fastich.recalibrate_study import LENGTHS, PAIR, sequences
 from fastich.serve.study_session import open_study_session
-from fastich.study_contract import STUDY_FILE, StudyPart, from_document
+from fastich.study_contract import STUDY_FILE, StudyPart, from_document, to_document
 
 OF_SLICES = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.5, bias=-1.0),) * 6)
 WRONG = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.1, bias=2.0),) * 6)
@@ -138,9 +138,35 @@ def test_outcomes_of_studies_recalibrate_the_study_head_and_choose_the_triage(
     assert new.study_thresholds.values[5] == report["labels"]["any"]["threshold"] != 0.4
     assert (new.slice_calibration, new.slice_thresholds) == (old.slice_calibration, old.slice_thresholds)
     score_S = 1 / (1 + np.exp(-study_logits().max(axis=1)))
-    wanted = conformal.fit(score_S, truth[:, 5], alpha_miss=0.2, alpha_alarm=0.1)
+    patients = [f"P{i}" for i in range(NUM_STUDIES)]
+    wanted = conformal.fit(score_S, truth[:, 5], patients, alpha_miss=0.2, alpha_alarm=0.1)
     assert new.triage == wanted.to_document() | {"score": conformal.SCORE}
     assert report["triage"] == "chosen again on the outcomes"
+
+
+@pytest.mark.parametrize("unit", ["slice", "study"])
+def test_rule_keep_leaves_the_decisions_of_the_sequence_model_as_they_were(
+    unit: str, model: Path, scores: Path, tmp_path: Path
+) -> None:
+    outcomes = (slice_outcomes if unit == "slice" else study_outcomes)(tmp_path / "o.csv")
+    middle = float(np.median(OF_STUDIES.probability(study_logits())[:, 5]))
+    cuts = Thresholds(values=(middle,) * 6, rule="youden on val")
+    artifact = contract.read_manifest(model)
+    study = to_document(dataclasses.replace(part_of(model), study_thresholds=cuts))
+    contract.write_manifest(model, dataclasses.replace(artifact, study=study))
+    run(model, outcomes, scores, tmp_path / "new", rule="keep", least=10)
+    old, new = part_of(model), part_of(tmp_path / "new")
+    logit = {"slice": site()[0], "study": study_logits()}
+    for each in ("slice", "study"):
+        was, now = (
+            Calibration.from_document(getattr(part, f"{each}_calibration")).of_label[5].probability(logit[each][:, 5])
+            >= getattr(part, f"{each}_thresholds").values[5]
+            for part in (old, new)
+        )
+        assert (was == now).all()
+        assert 0 < was.sum() < len(was)
+        has_moved = getattr(old, f"{each}_thresholds") != getattr(new, f"{each}_thresholds")
+        assert has_moved == (each == unit)
 
 
 def test_other_files_stay_byte_for_byte_and_the_report_says_what_that_means(

@@ -93,28 +93,57 @@ def test_fewer_patients_than_folds_make_fewer_folds() -> None:
 
 def test_stored_rule_chooses_again_where_the_calibration_is_new() -> None:
     refit = refitted()
-    found = choose_thresholds(OLD, refit, joined(), "stored", OUTCOMES)
+    found = choose_thresholds(OLD, NONE, refit, joined(), "stored", OUTCOMES)
     assert found.values[:2] == OLD.values[:2]
     assert all(new != old for new, old in zip(found.values[2:], OLD.values[2:], strict=True))
     assert found.rule == "max-f1 on slice outcomes cdcdcdcdcdcd, not epidural, intraparenchymal"
-    again = choose_thresholds(found, refit, joined(), "stored", OUTCOMES)
+    again = choose_thresholds(found, refit.calibration, refit, joined(), "stored", OUTCOMES)
     assert again == found
 
 
 def test_rule_of_the_command_line_wins_and_is_reached() -> None:
     refit = refitted()
-    found = choose_thresholds(OLD, refit, joined(), "sensitivity:0.9", OUTCOMES)
+    found = choose_thresholds(OLD, NONE, refit, joined(), "sensitivity:0.9", OUTCOMES)
     said = refit.calibration.probability(joined().logit) >= np.array(found.values)
     for i in range(2, 6):
         assert said[joined().labels[:, i] == 1, i].mean() >= 0.9
     assert found.rule.startswith("sensitivity:0.9 on slice outcomes")
 
 
-@pytest.mark.parametrize(("rule", "stored"), [("keep", "max-f1 on val"), ("stored", "default 0.5")])
-def test_thresholds_are_kept_on_demand_and_where_no_rule_is_stored(rule: str, stored: str) -> None:
-    old = Thresholds(values=OLD.values, rule=stored)
-    found = choose_thresholds(old, refitted(), joined(), rule, OUTCOMES)
-    assert found == Thresholds(values=OLD.values, rule=f"{stored}, kept when recalibrated")
+@pytest.mark.parametrize(("rule", "stored"), [("keep", "max-f1 on val"), ("stored", "by hand")])
+def test_decisions_are_kept_on_demand_and_where_no_rule_is_stored(rule: str, stored: str) -> None:
+    old, refit = Thresholds(values=OLD.values, rule=stored), refitted()
+    found = choose_thresholds(old, NONE, refit, joined(), rule, OUTCOMES)
+    assert found == carried(old, NONE, refit.calibration, "slice")
+    assert found.rule == f"{stored}, the same slice logits after recalibration"
+    for i in range(6):
+        was = NONE.of_label[i].probability(joined().logit[:, i]) >= old.values[i]
+        now = refit.calibration.of_label[i].probability(joined().logit[:, i]) >= found.values[i]
+        assert (now == was).all()
+        assert 0 < was.sum() < len(was)
+    assert found.values[2:] != old.values[2:]
+
+
+def test_half_where_no_rule_has_chosen_another_stays_half_unless_its_decisions_shall_stay() -> None:
+    half, refit = Thresholds(), refitted()
+    assert choose_thresholds(half, NONE, refit, joined(), "stored", OUTCOMES) == Thresholds(
+        rule="default 0.5, kept when recalibrated"
+    )
+    again = Thresholds(rule="default 0.5, kept when recalibrated")
+    assert choose_thresholds(again, NONE, refit, joined(), "stored", OUTCOMES) == again
+    assert choose_thresholds(half, NONE, refit, joined(), "keep", OUTCOMES).values[2] != 0.5
+
+
+def test_cuts_that_everything_or_nothing_reached_are_carried_as_such() -> None:
+    stepped = Calibration(method="isotonic", of_label=(LabelCalibration(method="isotonic", knots=KNOTS),) * 6)
+    after = Calibration(method="platt", of_label=(LabelCalibration(method="platt", scale=0.7, bias=-3.0),) * 6)
+    old = Thresholds(values=(0.05, 0.1, 0.95, 0.05, 0.1, 0.95), rule="x")
+    logits = np.random.default_rng(0).normal(0, 4, (500, 6))
+    new = carried(old, stepped, after, "study")
+    was = stepped.probability(logits) >= np.array(old.values)
+    assert was.all(axis=0).tolist() == [True, True, False] * 2
+    assert not was[:, [2, 5]].any()
+    assert ((after.probability(logits) >= np.array(new.values)) == was).all()
 
 
 def test_triage_is_chosen_again_on_studies_with_the_old_alphas() -> None:
@@ -124,10 +153,21 @@ def test_triage_is_chosen_again_on_studies_with_the_old_alphas() -> None:
     assert (made["alpha_miss"], made["alpha_alarm"]) == (0.1, 0.2)
     studies = joined()
     score = 1 / (1 + np.exp(-studies.logit.max(axis=1)))
-    wanted = conformal.fit(score, studies.labels[:, 5], alpha_miss=0.1, alpha_alarm=0.2)
+    wanted = conformal.fit(score, studies.labels[:, 5], studies.patients, alpha_miss=0.1, alpha_alarm=0.2)
     assert made == wanted.to_document() | {"score": conformal.SCORE}
     assert wanted.num_bleed + wanted.num_without == 900
     assert note == "chosen again on the outcomes"
+
+
+def test_triage_that_is_chosen_again_counts_each_patient_once() -> None:
+    was = conformal.fit([0.2, 0.8] * 30, [0, 1] * 30, alpha_miss=0.1, alpha_alarm=0.2)
+    made, _ = refit_triage(was.to_document(), joined(), "study")
+    assert made is not None
+    studies = joined()
+    bleed = studies.labels[:, 5] == 1
+    assert made["num_bleed_patients"] == len(set(studies.patients[bleed])) < bleed.sum()
+    assert made["num_without_patients"] == len(set(studies.patients[~bleed])) < (~bleed).sum()
+    assert "each patient counting once" in made["guarantee"]
 
 
 def test_triage_on_too_few_studies_says_what_is_needed() -> None:
