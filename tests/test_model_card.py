@@ -117,6 +117,10 @@ def test_estimates_read_as_words_where_there_is_no_number() -> None:
     assert estimated(estimate(None), 0) == NO_POSITIVES
     assert estimated(estimate(None), 3) == "undefined"
     assert estimated({"value": 0.5, "low": None, "high": None}) == "0.500 (no interval)"
+    few = {"value": 0.5, "low": 0.25, "high": 0.75, "note": "few patients: 9"}
+    assert estimated(few) == "0.500 (0.250 to 0.750; few patients: 9)"
+    assert estimated(few | {"low": None, "high": None, "note": "no interval: one patient"}).endswith(": one patient)")
+    assert estimated({"value": None, "note": "undefined: no negatives"}, 3) == "undefined: no negatives"
 
 
 def test_predictive_values_follow_prevalence(folder: Path) -> None:
@@ -193,6 +197,9 @@ def test_subgroups_are_a_row_each(folder: Path) -> None:
     text = of_section(to_markdown(document(folder, metrics=metrics(subgroups=[row]))), "Subgroups")
     said = f"| gantry tilt: none (&lt; 1 degree) | 12 | 2 | 1 | {NO_POSITIVES} | not stated | 0.500 (0.250 to 0.750) |"
     assert said in text
+    lone = row | {"specificity_low": None, "specificity_high": None, "specificity_note": "no interval: one patient"}
+    text = of_section(to_markdown(document(folder, metrics=metrics(subgroups=[lone]))), "Subgroups")
+    assert "| 0.500 (no interval: one patient) |" in text
 
 
 def test_hostile_text_stays_text_in_both_forms(folder: Path) -> None:

@@ -148,7 +148,7 @@ def _of_row(row: Document, rate: str) -> str:
     """One rate of a flat row with its interval."""
     if rate not in row:
         return NOT_STATED
-    numbers = {"value": row[rate], "low": look(row, f"{rate}_low"), "high": look(row, f"{rate}_high")}
+    numbers = {"value": row[rate], **{end: look(row, f"{rate}_{end}") for end in ("low", "high", "note")}}
     unit = "studies" if rate.startswith("study_") else "slices"
     positive, every = look(row, f"num_positive_{unit}"), look(row, f"num_{unit}")
     if numbers["value"] is None and positive and positive == every:
