@@ -18,6 +18,7 @@ from fastich.labels import LABELS
 from fastich.records.reader import RecordReader
 from fastich.report import pictures
 from fastich.report.results import LOGIT_COLUMNS, PROBABILITY_COLUMNS
+from fastich.report.trust import NO_GUARANTEE
 from fastich.study_run import load_study_run
 from fastich.subject import HEAD, headed, open_subject, study_folders
 from fastich.training.feed import Feed
@@ -152,6 +153,20 @@ def test_folds_are_averaged_on_the_test_split_and_validated_out_of_fold(base: Pa
     assert isinstance(subject.epoch, list)
     assert val.studies["study_uid"].is_unique
     assert set(val.studies["study_uid"]) == set(val.slices["study_uid"])
+
+
+def test_the_triage_of_an_ensemble_claims_no_guarantee_in_any_file(
+    base: Path, folds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "draw", lambda *_: ({}, []))
+    measured = evaluate.evaluate(
+        EvaluateConfig(
+            run=folds, records=base / "records", out=tmp_path / "out", loader="cpu", device="cpu", threads=1,
+            bootstrap=20, split="test",
+        )
+    )  # fmt: skip
+    triage = json.loads((tmp_path / "out" / "triage.json").read_text())
+    assert triage["guarantee"] == measured["triage"]["guarantee"] == NO_GUARANTEE
 
 
 def test_the_mean_of_two_folds_lies_between_them(base: Path, folds: Path) -> None:

@@ -79,7 +79,7 @@ def write(
     write_table(path / STUDIES_FILE, judged.studies)
     write_table(path / "predictions-val.parquet", validation.slices)
     write_table(path / "studies-val.parquet", validation.studies)
-    _write_choices(path, choices, {"dataset_sha256": measured["dataset"]["dataset_sha256"]})
+    _write_choices(path, choices, measured)
     write_table(path / "report.csv", results.report_table(measured))
     write_table(path / "roc.csv", results.roc_table(judged.slices))
     drawn, cases = pictures.draw(judged.slices, measured, read_hu)
@@ -93,14 +93,16 @@ def write(
     write_json(path / METRICS_FILE, measured)
 
 
-def _write_choices(path: Path, choices: Choices, identity: dict[str, Any]) -> None:
+def _write_choices(path: Path, choices: Choices, measured: dict[str, Any]) -> None:
     """What an export needs of the evaluation, each file beside the identity of the records."""
+    identity = {"dataset_sha256": measured["dataset"]["dataset_sha256"]}
     split = {"split": choices.thresholds["split"]}
+    triage = choices.triage.to_document() | {"guarantee": measured["triage"]["guarantee"]}  # none of an ensemble
     write_json(path / THRESHOLDS_FILE, choices.thresholds | identity)
     write_json(path / STUDY_THRESHOLDS_FILE, choices.study_thresholds | identity)
     write_json(path / CALIBRATION_FILE, choices.slices.to_document() | split | identity)
     write_json(path / STUDY_CALIBRATION_FILE, choices.studies.to_document() | split | identity)
-    write_json(path / TRIAGE_FILE, choices.triage.to_document() | split | identity)
+    write_json(path / TRIAGE_FILE, triage | split | identity)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
