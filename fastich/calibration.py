@@ -20,6 +20,7 @@ from scipy.special import expit
 from fastich.calibration_fit import isotonic_knots, sigmoid_constants
 from fastich.labels import LABELS, NUM_LABELS, UNKNOWN, enforce_any
 from fastich.metrics import NO_NEGATIVES, NO_POSITIVES
+from fastich.resampling import patient_numbers
 from fastich.splits import stratify
 
 Floats = NDArray[np.float64]
@@ -282,13 +283,13 @@ def group_folds(groups_N: ArrayLike, labels_NK: NDArray[np.int64], folds: int, s
     Raises:
         ValueError: there are fewer than 2 folds, or fewer groups than folds.
     """
-    names, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
-    if not 2 <= folds <= len(names):
+    group_N, num_groups = patient_numbers(groups_N)
+    if not 2 <= folds <= num_groups:
         raise ValueError(
-            f"cross-fitting: expected 2 or more folds and a patient for each, found {folds} folds and {len(names)} "
+            f"cross-fitting: expected 2 or more folds and a patient for each, found {folds} folds and {num_groups} "
             "patients; give outcomes, or validation studies, of more patients"
         )
-    positive = [np.bincount(group_N[column == 1], minlength=len(names)) > 0 for column in labels_NK.T]
+    positive = [np.bincount(group_N[column == 1], minlength=num_groups) > 0 for column in labels_NK.T]
     weights = np.stack([*positive, np.bincount(group_N)], axis=1).astype(np.int64)
     rng = np.random.default_rng([seed, FOLD_STREAM])
     dealt = stratify(weights, np.full(folds, 1 / folds), None, rng)  # no order of folds: they are all alike

@@ -22,7 +22,7 @@ import torch
 
 import fastich
 from fastich import artifact as contract
-from fastich.artifact import MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry
+from fastich.artifact import FLOAT32, MANIFEST, ONNX_FILE, PRECISIONS, TORCHSCRIPT_FILE, Artifact, FileEntry
 from fastich.calibration import NONE, Calibration
 from fastich.checkpoint import LoadedRun, load_run, weights_sha256
 from fastich.errors import ArtifactError, UsageError
@@ -70,7 +70,7 @@ class ExportConfig:
     records: Path | None = option(None, "records whose test split parity is measured on (otherwise synthetic heads)")
     parity_slices: int = option(32, "slices that parity is measured on")
     precision: str = option(
-        "float32",
+        FLOAT32,
         "of the network in the ONNX file: int8 (CPUs) and float16 (CUDA) write a variant beside model.onnx, bfloat16 "
         "only compares (OpenVINO computes model.onnx so); all three need --records",
         choices=PRECISIONS,
@@ -89,7 +89,7 @@ class ExportConfig:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"--precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
-        if self.precision != "float32" and self.records is None:
+        if self.precision != FLOAT32 and self.records is None:
             raise UsageError(
                 f"--precision {self.precision}: expected --records, found none; int8 is calibrated on their val split, "
                 "and every variant is compared with model.onnx on their test split"
@@ -364,7 +364,7 @@ def main(argv: list[str], formats: tuple[str, ...] = ("onnx", "torchscript"), pr
     add_config_flags(made, ExportConfig)
     config = config_from_args(made.parse_args(argv), ExportConfig)
     names = {"onnx": ONNX_FILE, "torchscript": TORCHSCRIPT_FILE}
-    if config.precision == "float32":
+    if config.precision == FLOAT32:
         for chosen in formats:
             finished = export(config, names[chosen])
     elif "onnx" in formats:

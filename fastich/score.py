@@ -62,7 +62,7 @@ class ScoreConfig:
         "what runs the model; auto: OpenVINO for bfloat16, and for int8 where it is installed, else ONNX Runtime",
         choices=(*BACKENDS, "auto"),
     )
-    precision: str = option("float32", "of the network; int8 and float16 need their file", choices=PRECISIONS)
+    precision: str = option(FLOAT32, "of the network; int8 and float16 need their file", choices=PRECISIONS)
     batch_size: int = option(16, "slices a run of the model")
     top_k: int = option(3, "slices of the top-k mean")
     rules: Path | None = option(None, "TOML file of eligibility rules: what is whole enough to be called clear")
