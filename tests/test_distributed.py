@@ -144,8 +144,9 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_names_its_slices(
     run, done = spoilt
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if "error: loss is nan at step 3, on slices ID_" in line]
-    # torchrun ends the others as soon as one has failed: on a loaded machine rank 0 may not get to say it too.
-    assert sorted(line.partition("error")[0] for line in lines) in (["", "rank 1: "], ["rank 1: "])
+    # torchrun ends the other as soon as one has failed: on a loaded machine either may not get to say it too.
+    ranks = sorted(line.partition("error")[0] for line in lines)
+    assert ranks in (["", "rank 1: "], [""], ["rank 1: "]), done.stderr
     named = json.loads((run / "nonfinite.json").read_text())
     assert named["step"] == 3
     assert len(named["sop_uids"]) == 2  # of four in the batch: rank 1's
