@@ -146,6 +146,30 @@ def test_page_shows_the_headline_and_that_it_is_for_research(written: Path) -> N
     assert "Another data set" not in text
 
 
+@pytest.mark.parametrize(
+    ("sensitivity", "specificity", "found", "called"),
+    [
+        (0.82, 0.95, ("82", 82), ("5", 5)),
+        (0.999, 0.9994, ("more than 99", 99), ("fewer than 1", 1)),
+        (1.0, 1.0, ("100", 100), ("0", 0)),
+        (0.0, 0.0, ("0", 0), ("100", 100)),
+    ],
+)
+def test_of_a_hundred_slices_none_or_all_only_if_it_is_so(
+    sensitivity: float, specificity: float, found: tuple[str, int], called: tuple[str, int]
+) -> None:
+    table = make_table()
+    measured = measure(table, table)
+    measured["operating_points"]["at_thresholds"]["any"] |= {"sensitivity": sensitivity, "specificity": specificity}
+    page = html.render_report(measured, {})
+    halves = page[page.index('class="hundred"') : page.index("Label by label")].split('class="dots"')[1:]
+    for half, (words, dots), end in zip(halves, (found, called), ("are found", "by mistake"), strict=True):
+        assert f'aria-label="{words} of 100"' in half
+        assert half.count("background:") == dots
+        assert f"<strong>{words}</strong>" in half
+        assert half[: half.index("</p>")].endswith(end)
+
+
 def test_page_stays_below_three_megabytes(written: Path) -> None:
     assert (written / "report.html").stat().st_size < 3_000_000
 

@@ -68,7 +68,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"number": number, "percent": percent, "flat": flat}
+    made.filters |= {"number": number, "percent": percent, "of_hundred": of_hundred, "flat": flat}
     return made
 
 
@@ -82,6 +82,16 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """``14.3 %``, or a dash for what is not defined."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def of_hundred(share: float) -> tuple[int, str]:
+    """How many of 100 a share from 0 to 1 is, as a whole number to draw and in words: none and all only if it is so."""
+    if 0 < share < 0.01:
+        return 1, "fewer than 1"
+    if 0.99 < share < 1:
+        return 99, "more than 99"
+    count = round(100 * share)
+    return count, str(count)
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

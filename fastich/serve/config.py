@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastich.artifact import PRECISIONS
+from fastich.artifact import FLOAT32, PRECISIONS
 from fastich.serve.session import BACKENDS
 
 
@@ -28,7 +28,7 @@ class ModelConfig:
     folder: Path | None = key(None, "model folder that export/to_onnx.py wrote (or --model)")
     device: str = key("cpu", "where it runs; cuda demanded and absent is an error", choices=("cpu", "cuda"))
     backend: str = key("auto", "what runs it", choices=(*BACKENDS, "auto"))
-    precision: str = key("float32", "of the network; int8 and float16 need their file", choices=PRECISIONS)
+    precision: str = key(FLOAT32, "of the network; int8 and float16 need their file", choices=PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

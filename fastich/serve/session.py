@@ -18,6 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fastich.artifact import (
+    FLOAT32,
     INPUT,
     OUTPUTS,
     PRECISION_FILES,
@@ -121,7 +122,7 @@ class Session:
 
 
 def open_session(
-    folder: Path, device: str = "cpu", *, backend: str = "onnxruntime", precision: str = "float32"
+    folder: Path, device: str = "cpu", *, backend: str = "onnxruntime", precision: str = FLOAT32
 ) -> Session:
     """The model of ``folder``, ready to score: its files, its inputs and outputs and a slice of air were checked.
 
